@@ -84,7 +84,8 @@ pub fn add(v: &mut Volume, a: &Anatomy, decoy: Decoy, rng: &mut Rng) {
     let e = a.extent_mm;
     match decoy {
         Decoy::Pineal => {
-            let p = place(v, a, rng.normal() * 1.0, 0.12 * e[1] + rng.normal() * 3.0, 0.5 + 0.03 * rng.normal());
+            let p =
+                place(v, a, rng.normal() * 1.0, 0.12 * e[1] + rng.normal() * 3.0, 0.5 + 0.03 * rng.normal());
             fleck(v, a, p, rng.range(1.6, 4.0), rng.range(90.0, 380.0), rng);
         }
         Decoy::Choroid => {
@@ -176,7 +177,8 @@ fn falx(v: &mut Volume, a: &Anatomy, rng: &mut Rng, calcium: bool) {
         let back = a.back_mm(p) / a.extent_mm[1];
         let w = smooth(half + 0.5, half - 0.5, l);
         let along = if calcium {
-            smooth(len, len * 0.7, (back - c).abs() + 0.1 * noise.mm(p, 5.0)) * smooth(0.16, 0.08, (a.height(z) - h).abs())
+            smooth(len, len * 0.7, (back - c).abs() + 0.1 * noise.mm(p, 5.0))
+                * smooth(0.16, 0.08, (a.height(z) - h).abs())
         } else {
             smooth(32.0, 26.0, a.depth_mm[i])
         };
@@ -228,7 +230,8 @@ fn motion(v: &mut Volume, rng: &mut Rng) {
     let noise = Noise(rng.bits() as u32);
     for z in from..(from + run).min(v.nz) {
         let old: Vec<f32> = v.hu[z * n..(z + 1) * n].iter().map(|&h| f32::from(h)).collect();
-        let (dx, dy) = ((rng.normal() * 3.0 / v.pixel_mm) as isize, (rng.normal() * 3.0 / v.pixel_mm) as isize);
+        let (dx, dy) =
+            ((rng.normal() * 3.0 / v.pixel_mm) as isize, (rng.normal() * 3.0 / v.pixel_mm) as isize);
         let blend = rng.range(0.25, 0.5);
         let angle = rng.range(0.0, 3.1);
         let (s, c) = angle.sin_cos();
@@ -237,7 +240,8 @@ fn motion(v: &mut Volume, rng: &mut Rng) {
                 let sx = (x as isize + dx).clamp(0, v.nx as isize - 1) as usize;
                 let sy = (y as isize + dy).clamp(0, v.ny as isize - 1) as usize;
                 let p = v.mm(x, y, z);
-                let streak = 6.0 * noise.at((c * p[0] + s * p[1]) * 0.25, (c * p[1] - s * p[0]) * 0.02, z as f32);
+                let streak =
+                    6.0 * noise.at((c * p[0] + s * p[1]) * 0.25, (c * p[1] - s * p[0]) * 0.02, z as f32);
                 let (here, there) = (old[y * v.nx + x], old[sy * v.nx + sx]);
                 let hu = lerp(here, there, blend) + if here > -500.0 { streak } else { 0.0 };
                 v.hu[z * n + y * v.nx + x] = hu.round().clamp(-1024.0, 3071.0) as i16;
@@ -249,7 +253,9 @@ fn motion(v: &mut Volume, rng: &mut Rng) {
 fn metal(v: &mut Volume, a: &Anatomy, rng: &mut Rng) {
     let high = rng.range(0.0, 0.7);
     let angle = rng.range(0.0, 6.28);
-    let far = 1.06 * (angle.cos().powi(2) * a.extent_mm[0].powi(2) + angle.sin().powi(2) * a.extent_mm[1].powi(2)).sqrt();
+    let far = 1.06
+        * (angle.cos().powi(2) * a.extent_mm[0].powi(2) + angle.sin().powi(2) * a.extent_mm[1].powi(2))
+            .sqrt();
     let c = place(v, a, far * angle.cos(), far * angle.sin(), high);
     let r = rng.range(1.5, 4.0);
     let noise = Noise(rng.bits() as u32);
@@ -279,7 +285,8 @@ fn scalp(v: &mut Volume, a: &Anatomy, rng: &mut Rng) {
     // Outside: beyond the outer table, found as the far side of the bone that borders the inside.
     let n = v.nx * v.ny;
     let near_inside = distance_mm(v, &a.inside, true);
-    let shell: Vec<bool> = (0..v.hu.len()).map(|i| a.inside[i] || (a.bone[i] && near_inside[i] < 16.0)).collect();
+    let shell: Vec<bool> =
+        (0..v.hu.len()).map(|i| a.inside[i] || (a.bone[i] && near_inside[i] < 16.0)).collect();
     let out = distance_mm(v, &shell, true);
     let side = rng.sign();
     let h = rng.range(0.35, 0.85);
@@ -324,7 +331,8 @@ fn contrast(v: &mut Volume, a: &Anatomy, rng: &mut Rng) {
         let h = a.height(z);
         let l = a.left_mm(p).abs() / e[0];
         let b = a.back_mm(p) / e[1];
-        let ring = ((l - 0.18).abs() * 60.0).max((h - 0.32).abs() * 120.0 - 2.0).max((b + 0.12).abs() * 40.0 - 9.0);
+        let ring =
+            ((l - 0.18).abs() * 60.0).max((h - 0.32).abs() * 120.0 - 2.0).max((b + 0.12).abs() * 40.0 - 9.0);
         let q = [p[0], p[1], p[2] * 0.6];
         let thread = (noise.mm(q, 17.0).powi(2) + other.mm(q, 17.0).powi(2)).sqrt() * 17.0;
         let sylvian = smooth(0.35, 0.5, l) * smooth(0.4, 0.2, b.abs()) * smooth(0.2, 0.1, (h - 0.42).abs());
@@ -338,7 +346,8 @@ fn contrast(v: &mut Volume, a: &Anatomy, rng: &mut Rng) {
 fn infarct(v: &mut Volume, a: &Anatomy, rng: &mut Rng) {
     let side = rng.sign();
     let e = a.extent_mm;
-    let c = place(v, a, side * e[0] * rng.range(0.4, 0.9), e[1] * rng.range(-0.5, 0.6), rng.range(0.35, 0.75));
+    let c =
+        place(v, a, side * e[0] * rng.range(0.4, 0.9), e[1] * rng.range(-0.5, 0.6), rng.range(0.35, 0.75));
     let r = rng.range(8.0, 34.0);
     let old_one = rng.chance(0.5);
     let noise = Noise(rng.bits() as u32);

@@ -140,8 +140,13 @@ impl Head {
         let low = smooth(-20.0, -100.0, p[2]);
         let temple = 4.0 * smooth(20.0, -25.0, p[2]) * smooth(40.0, 60.0, p[0].abs());
         let trim = low * (9.0 + 26.0 * smooth(20.0, 85.0, p[1]) - 4.0 * smooth(-40.0, -80.0, p[1]));
-        let nose = 9.0 - ((p[0] / 1.2).powi(2) + ((p[1] + 96.0) / 1.5).powi(2) + ((p[2] + 52.0) / 2.0).powi(2)).sqrt();
-        let ear = 3.0 - (((p[0].abs() - 79.0) / 1.6).powi(2) + ((p[1] - 14.0) / 4.5).powi(2) + ((p[2] + 38.0) / 8.0).powi(2)).sqrt();
+        let nose = 9.0
+            - ((p[0] / 1.2).powi(2) + ((p[1] + 96.0) / 1.5).powi(2) + ((p[2] + 52.0) / 2.0).powi(2)).sqrt();
+        let ear = 3.0
+            - (((p[0].abs() - 79.0) / 1.6).powi(2)
+                + ((p[1] - 14.0) / 4.5).powi(2)
+                + ((p[2] + 38.0) / 8.0).powi(2))
+            .sqrt();
         (outer + t + self.scalp_mm + temple - trim).max(nose).max(ear)
     }
 
@@ -226,7 +231,13 @@ impl Head {
         }
         if x < 13.0 && (-92.0..-40.0).contains(&y) && (-84.0..-58.0).contains(&z) {
             let shelf = ((x - 7.0).powi(2) + ((z + 70.0) * 0.5 + 2.0 * n).powi(2)).sqrt() < 4.0;
-            return Some(if x < 1.0 { 300.0 } else if shelf { 40.0 } else { -900.0 });
+            return Some(if x < 1.0 {
+                300.0
+            } else if shelf {
+                40.0
+            } else {
+                -900.0
+            });
         }
         let airway = ((p[0] / 12.0).powi(2) + ((y + 14.0) / 8.0).powi(2)).sqrt();
         if airway < 1.0 && z < -62.0 {
@@ -247,7 +258,13 @@ impl Head {
         let globe = ball(p, [32.0, -78.0, -38.0], [12.0, 12.0, 12.0]);
         if globe < 1.0 {
             let lens = ball(p, [32.0, -87.0, -38.0], [4.2, 2.0, 4.2]);
-            return if lens < 1.0 { 85.0 } else if globe > 0.88 { 42.0 } else { 9.0 };
+            return if lens < 1.0 {
+                85.0
+            } else if globe > 0.88 {
+                42.0
+            } else {
+                9.0
+            };
         }
         let t = ((p[1] + 66.0) / 26.0).clamp(0.0, 1.0); // 0 at the globe, 1 at the apex
         let axis = [lerp(32.0, 16.0, t), lerp(-38.0, -37.0, t)];
@@ -256,7 +273,13 @@ impl Head {
         let angle = (p[2] - axis[1]).atan2(p[0] - axis[0]);
         let muscle = (r - ring).abs() < 1.7 && (2.0 * angle).cos().abs() > 0.8;
         let nerve = r < 2.1 && p[1] > -67.0;
-        if muscle || nerve { 42.0 } else if p[1] < -84.0 { 25.0 } else { -88.0 }
+        if muscle || nerve {
+            42.0
+        } else if p[1] < -84.0 {
+            25.0
+        } else {
+            -88.0
+        }
     }
 
     fn face_bones(&self, p: [f32; 3], n: f32) -> Option<f32> {
@@ -282,7 +305,11 @@ impl Head {
         if z < -72.0 && (14.0..20.5).contains(&spine) {
             return Some(hard * 0.8);
         }
-        let body = ball([x, y, z], [0.0, 10.0, -95.0], [11.0, 8.0, 26.0]).min(ball([x, y, z], [22.0, 26.0, -80.0], [9.0, 10.0, 9.0]));
+        let body = ball([x, y, z], [0.0, 10.0, -95.0], [11.0, 8.0, 26.0]).min(ball(
+            [x, y, z],
+            [22.0, 26.0, -80.0],
+            [9.0, 10.0, 9.0],
+        ));
         (body < 1.0).then_some(hard * 0.6)
     }
 
@@ -291,7 +318,8 @@ impl Head {
             return 30.0 + 20.0 * n;
         }
         if p[2] > -15.0 {
-            let temporal = smooth(44.0, 54.0, p[0].abs()) * smooth(25.0, 5.0, p[2]) * smooth(25.0, 10.0, p[1]);
+            let temporal =
+                smooth(44.0, 54.0, p[0].abs()) * smooth(25.0, 5.0, p[2]) * smooth(25.0, 10.0, p[1]);
             let galea = smooth(2.2, 1.2, (skin - self.scalp_mm * 0.75).abs());
             return lerp(-95.0 + 25.0 * n, 48.0, temporal.max(galea * 0.55));
         }
@@ -301,7 +329,11 @@ impl Head {
 
     fn cord(&self, p: [f32; 3], canal: f32) -> f32 {
         let r = (p[0] * p[0] + (p[1] - 33.0).powi(2)).sqrt();
-        if canal < 0.8 { 40.0 } else { lerp(32.0, 7.0, smooth(6.0, 7.5, r + 4.0 * smooth(-60.0, -80.0, p[2]) - 3.0)) }
+        if canal < 0.8 {
+            40.0
+        } else {
+            lerp(32.0, 7.0, smooth(6.0, 7.5, r + 4.0 * smooth(-60.0, -80.0, p[2]) - 3.0))
+        }
     }
 
     fn holder_hu(&self, p: [f32; 3]) -> f32 {
@@ -334,7 +366,8 @@ impl Head {
         if under {
             let folia = (z * 1.35 + 0.5 * y + 3.0 * fold).sin();
             let cortex = smooth(9.0, 4.0, d.min(sheet)) * smooth(-0.6, 0.6, folia);
-            let fourth = ball([x, y, z], [0.0, 27.0, -38.0], [6.5 * self.ventricle, 4.5 * self.ventricle, 9.0]);
+            let fourth =
+                ball([x, y, z], [0.0, 27.0, -38.0], [6.5 * self.ventricle, 4.5 * self.ventricle, 9.0]);
             let tissue = lerp(self.white_hu + 3.0, self.grey_hu, cortex.max(0.35));
             let wet = smooth(gap + 0.9, gap, d).max(smooth(1.15, 0.85, fourth)).max(cistern);
             return lerp(tissue, csf, wet);
@@ -357,11 +390,14 @@ impl Head {
         // Sulci: the zero level of folded noise, deepest at the surface.
         let width = self.sulcus_mm * (1.0 + 0.6 * fine) * smooth(22.0, 6.0, surface);
         let sulcus = fold.abs() * 6.0;
-        let wet = smooth(width + 0.8, width, sulcus + 0.25) * smooth(24.0, 18.0, surface) * smooth(0.0, 0.35, width);
+        let wet = smooth(width + 0.8, width, sulcus + 0.25)
+            * smooth(24.0, 18.0, surface)
+            * smooth(0.0, 0.35, width);
         let wet = wet.max(smooth(gap + 0.9, gap, surface)).max(smooth(0.8, -0.4, v)).max(cistern);
         let ribbon = smooth(5.2, 3.4, surface).max(smooth(3.6, 2.2, sulcus) * smooth(26.0, 20.0, surface));
         let deep = self.deep_grey(a, y, z);
-        let tissue = lerp(self.white_hu, self.grey_hu, ribbon.max(deep)) + 1.2 * fine + 2.5 * smooth(5.0, 0.0, d);
+        let tissue =
+            lerp(self.white_hu, self.grey_hu, ribbon.max(deep)) + 1.2 * fine + 2.5 * smooth(5.0, 0.0, d);
         lerp(tissue, csf, wet)
     }
 
@@ -378,7 +414,9 @@ impl Head {
         let angle = (y + 11.0).atan2(x);
         let star = 10.5 + 4.0 * (5.0 * angle + 1.57).cos();
         let r = (x * x + (y + 11.0).powi(2)).sqrt();
-        let supra = smooth(1.5, -1.5, r - star * (0.8 + 0.12 * gap)) * smooth(-30.0, -26.0, z) * smooth(-12.0, -17.0, z);
+        let supra = smooth(1.5, -1.5, r - star * (0.8 + 0.12 * gap))
+            * smooth(-30.0, -26.0, z)
+            * smooth(-12.0, -17.0, z);
         let ring = smooth(1.16 + 0.05 * gap, 1.08 + 0.05 * gap, stem) * smooth(-6.0, -10.0, z);
         let quad = ball([x, y, z], [0.0, 26.0, -10.0], [13.0, 4.0 + gap, 5.0]);
         supra.max(ring).max(smooth(1.1, 0.85, quad))

@@ -3,11 +3,15 @@
 
 use clap::{Args, Parser, Subcommand};
 use ichd_phantom::anatomy::Anatomy;
+use ichd_phantom::decoy::{self, Decoy};
 use ichd_phantom::head::Head;
+use ichd_phantom::paint::LesionSpec;
+use ichd_phantom::picture;
 use ichd_phantom::rng::{Rng, mix};
 use ichd_phantom::scan::{ScanOptions, scan};
 use ichd_phantom::study::Study;
 use ichd_phantom::volume::{Volume, write_npy};
+use ichd_phantom::{Bleed, Kind, SeriesOptions, Side, Syntax};
 use std::error::Error;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -24,8 +28,66 @@ struct Cli {
 enum Command {
     /// Many random phantom studies with masks and labels, for training.
     Dataset(DatasetArgs),
+    /// One phantom series as DICOM files.
+    Series(SeriesArgs),
+    /// Contact sheets from the phantom, one per kind of bleed.
+    Picture(PictureArgs),
     /// Random bleeds or decoys painted into a real head given as a numpy volume.
     Paint(PaintArgs),
+}
+
+#[derive(Args)]
+struct SeriesArgs {
+    /// Seed of the head, the bleed and, unless told otherwise, the UIDs.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Seed of the UIDs alone, to send one head again as a new study.
+    #[arg(long)]
+    uid_seed: Option<u64>,
+    /// none, epidural, intraparenchymal, intraventricular, subarachnoid or subdural.
+    #[arg(long, default_value = "none")]
+    bleed: String,
+    /// left or right (of the patient).
+    #[arg(long, default_value = "left")]
+    side: String,
+    /// Millilitres of blood.
+    #[arg(long, default_value_t = 25.0)]
+    volume_ml: f32,
+    /// Hard negatives, by name: pineal, choroid, falx-calcium, dense-falx, ganglia, sinus, beam, motion, metal,
+    /// scalp, contrast, infarct, hygroma.
+    #[arg(long = "decoy")]
+    decoys: Vec<String>,
+    /// Slices.
+    #[arg(long, default_value_t = 32)]
+    slices: usize,
+    /// Rows and columns.
+    #[arg(long, default_value_t = 512)]
+    matrix: usize,
+    /// Slice step and thickness in millimetres.
+    #[arg(long, default_value_t = 5.0)]
+    step_mm: f32,
+    /// Gantry tilt in degrees.
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    tilt_deg: f32,
+    /// Sharp kernel, as for bone.
+    #[arg(long)]
+    bone_kernel: bool,
+    /// Implicit VR Little Endian instead of Explicit.
+    #[arg(long)]
+    implicit: bool,
+    /// Folder to write 0001.dcm, 0002.dcm, ... to.
+    #[arg(long)]
+    out: PathBuf,
+}
+
+#[derive(Args)]
+struct PictureArgs {
+    /// Seed of the first head.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Folder to write PNG files to.
+    #[arg(long)]
+    out: PathBuf,
 }
 
 #[derive(Args)]
@@ -80,6 +142,8 @@ fn main() {
     let done = match cli.command {
         Command::Dataset(a) => dataset(&a),
         Command::Paint(a) => paint(&a),
+        Command::Series(a) => series(&a),
+        Command::Picture(a) => picture(&a),
     };
     if let Err(e) = done {
         let mut text = e.to_string();
@@ -117,12 +181,113 @@ fn dataset(a: &DatasetArgs) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+fn series(a: &SeriesArgs) -> Result<(), Box<dyn Error>> {
+    let side = match a.side.as_str() {
+        "left" => Side::Left,
+        "right" => Side::Right,
+        other => return Err(format!("side {other}: left or right").into()),
+    };
+    let volume_ml = a.volume_ml;
+    let bleed = match a.bleed.as_str() {
+        "none" => Bleed::None,
+        "epidural" => Bleed::Epidural { side, volume_ml },
+        "intraparenchymal" => Bleed::Intraparenchymal { side, volume_ml },
+        "intraventricular" => Bleed::Intraventricular { volume_ml },
+        "subarachnoid" => Bleed::Subarachnoid { side, volume_ml },
+        "subdural" => Bleed::Subdural { side, volume_ml },
+        other => return Err(format!("bleed {other}: none or one of the five class names").into()),
+    };
+    let decoys = a
+        .decoys
+        .iter()
+        .map(|d| Decoy::from_name(d).ok_or_else(|| format!("decoy {d}: see --help for the names")))
+        .collect::<Result<Vec<_>, _>>()?;
+    let quiet = bleed == Bleed::None;
+    let options = SeriesOptions {
+        scan: ScanOptions {
+            matrix: a.matrix.clamp(64, 1024),
+            slices: a.slices.clamp(1, 2000),
+            step_mm: a.step_mm,
+            tilt_deg: a.tilt_deg,
+            bone_kernel: a.bone_kernel,
+            ..ScanOptions::default()
+        },
+        decoys,
+        syntax: if a.implicit { Syntax::ImplicitLe } else { Syntax::ExplicitLe },
+        uid_seed: a.uid_seed,
+        kernel: if a.bone_kernel { "H70h" } else { "H30s" }.into(),
+        series_description: format!("HEAD {:.1} {}", a.step_mm, if a.bone_kernel { "H70" } else { "H30" }),
+        patient_name: if quiet { "PHANTOM^QUIET" } else { "PHANTOM^BLEED" }.into(),
+        patient_id: format!("PHANTOM-{}", a.seed),
+        ..SeriesOptions::default()
+    };
+    std::fs::create_dir_all(&a.out)?;
+    for (z, instance) in ichd_phantom::study(a.seed, bleed, &options)?.iter().enumerate() {
+        std::fs::write(a.out.join(format!("{:04}.dcm", z + 1)), instance.file_bytes()?)?;
+    }
+    Ok(())
+}
+
+/// Sheets of six slices of two heads for each kind, and of quiet heads, decoys included.
+fn picture(a: &PictureArgs) -> Result<(), Box<dyn Error>> {
+    std::fs::create_dir_all(&a.out)?;
+    let options = ScanOptions { noise_hu: 2.0, ..ScanOptions::default() };
+    for (k, kind) in Kind::ALL.into_iter().enumerate() {
+        let mut shown = Vec::new();
+        for seed in (a.seed + 100 * k as u64..).take(20) {
+            let mut study = Study::quiet(scan(&Head::random(seed), &options, seed));
+            let anatomy = Anatomy::from_volume(&study.volume)?;
+            if study.bleed(&anatomy, &LesionSpec::any(kind), &mut Rng::new(seed)).is_ok() {
+                shown.push(study);
+            }
+            if shown.len() == 3 {
+                break;
+            }
+        }
+        let tiles: Vec<_> = shown
+            .iter()
+            .flat_map(|s| {
+                let (lo, hi) = s.lesions[0].slices;
+                (0..6).map(move |i| (&s.volume, lo + (hi - lo) * i / 5))
+            })
+            .collect();
+        picture::sheet(&a.out.join(format!("{}.png", kind.name())), &tiles, 6, 128, picture::BRAIN)?;
+    }
+    let heads: Vec<Volume> = (0..2).map(|i| scan(&Head::random(a.seed + i), &options, a.seed + i)).collect();
+    let tiles: Vec<_> =
+        heads.iter().flat_map(|v| (0..12).map(move |i| (v, 1 + (v.nz - 4) * i / 11))).collect();
+    picture::sheet(&a.out.join("quiet.png"), &tiles, 6, 128, picture::BRAIN)?;
+    let mut decoys = Vec::new();
+    for (i, d) in Decoy::ALL.into_iter().enumerate() {
+        let seed = a.seed + 900 + i as u64;
+        let mut v = scan(&Head::random(seed), &options, seed);
+        let anatomy = Anatomy::from_volume(&v)?;
+        let before = v.clone();
+        decoy::add(&mut v, &anatomy, d, &mut Rng::new(seed));
+        // The slice that changed most shows it best.
+        let n = v.nx * v.ny;
+        let change = |z: usize| -> i64 {
+            (z * n..(z + 1) * n)
+                .map(|i| i64::from(v.hu[i].clamp(-20, 120) - before.hu[i].clamp(-20, 120)).abs())
+                .sum()
+        };
+        let z = (0..v.nz).max_by_key(|&z| change(z)).unwrap_or(0);
+        decoys.push((v, z));
+    }
+    let tiles: Vec<_> = decoys.iter().map(|(v, z)| (v, *z)).collect();
+    picture::sheet(&a.out.join("decoys.png"), &tiles, 5, 160, picture::BRAIN)?;
+    Ok(())
+}
+
 fn paint(a: &PaintArgs) -> Result<(), Box<dyn Error>> {
     let volume = Volume::read_npy(&a.input, a.pixel_mm, a.step_mm)?;
     let anatomy = Anatomy::from_volume(&volume)?;
+    let head = volume.hu.iter().fold(0u64, |h, &v| h.wrapping_mul(0x0100_0000_01b3) ^ u64::from(v as u16));
     for i in 0..a.count {
         let mut study = Study::quiet(volume.clone());
-        study.random(&anatomy, &mut Rng::new(mix(a.seed.wrapping_add(i as u64))));
+        // The head is part of the seed: two heads given one seed get different bleeds.
+        let seed = mix(mix(a.seed.wrapping_add(i as u64)) ^ head);
+        study.random(&anatomy, &mut Rng::new(seed));
         let out = if a.count == 1 { a.out.clone() } else { a.out.join(format!("{i:05}")) };
         write(&study, &out)?;
     }
@@ -135,7 +300,8 @@ fn write(study: &Study, out: &Path) -> Result<(), Box<dyn Error>> {
     let v = &study.volume;
     v.write_npy(&out.join("volume.npy"))?;
     write_npy(&out.join("mask.npy"), "|u1", [v.nz, v.ny, v.nx], &study.mask)?;
-    let mut csv = String::from("slice,any,epidural,intraparenchymal,intraventricular,subarachnoid,subdural\n");
+    let mut csv =
+        String::from("slice,any,epidural,intraparenchymal,intraventricular,subarachnoid,subdural\n");
     for (z, row) in study.labels().iter().enumerate() {
         let any = u8::from(row.iter().any(|&r| r));
         let row = row.map(|r| u8::from(r).to_string()).join(",");

@@ -174,13 +174,7 @@ fn fit(v: &Volume, wanted_ml: f32, lo: f32, hi: f32, share: &ShareAt<'_>) -> Opt
 
 /// Evaluates a signed distance (millimetres, positive in blood) on every voxel inside the skull within `reach_mm`
 /// of a centre, three times through the slice thickness, as a share.
-fn shares(
-    v: &Volume,
-    a: &Anatomy,
-    c: [f32; 3],
-    reach_mm: f32,
-    f: &dyn Fn([f32; 3], f32) -> f32,
-) -> Vec<f32> {
+fn shares(v: &Volume, a: &Anatomy, c: [f32; 3], reach_mm: f32, f: &dyn Fn([f32; 3], f32) -> f32) -> Vec<f32> {
     let mut out = vec![0.0; v.hu.len()];
     let span = |c: f32, n: usize, pitch: f32| {
         let mid = c / pitch + (n as f32 - 1.0) / 2.0;
@@ -389,7 +383,8 @@ fn subarachnoid(v: &Volume, a: &Anatomy, spec: &LesionSpec, rng: &mut Rng) -> Re
                         continue;
                     }
                     let p = v.mm(x, y, z);
-                    let q = [(p[0] - c[0]) / if basal { 1.3 } else { 1.0 }, p[1] - c[1], (p[2] - c[2]) * 1.15];
+                    let q =
+                        [(p[0] - c[0]) / if basal { 1.3 } else { 1.0 }, p[1] - c[1], (p[2] - c[2]) * 1.15];
                     let d = distance(q, [0.0; 3]) + 7.0 * noise.mm(p, 16.0);
                     if d > r || (one_side && a.left_mm(p) * side < -1.0) {
                         continue;
@@ -497,7 +492,9 @@ fn intraparenchymal(v: &Volume, a: &Anatomy, spec: &LesionSpec, rng: &mut Rng) -
         let l = a.left_mm(p) * side;
         let h = a.height(slice_of(v, p));
         let place = if deep {
-            (0.2 * e[0]..0.5 * e[0]).contains(&l) && (0.35..0.65).contains(&h) && a.back_mm(p).abs() < 0.4 * e[1]
+            (0.2 * e[0]..0.5 * e[0]).contains(&l)
+                && (0.35..0.65).contains(&h)
+                && a.back_mm(p).abs() < 0.4 * e[1]
         } else {
             l > 0.15 * e[0] && h > low && h < 0.85
         };
@@ -531,7 +528,13 @@ fn intraparenchymal(v: &Volume, a: &Anatomy, spec: &LesionSpec, rng: &mut Rng) -
         texture_hu: 3.5,
         push: if salt { Push::None } else { Push::Ball(c, r * 0.75) },
         rim_mm: rng.range(1.0, 3.0) + r * rng.range(0.05, 0.35),
-        form: if salt { "contusion" } else if deep { "deep" } else { "lobar" },
+        form: if salt {
+            "contusion"
+        } else if deep {
+            "deep"
+        } else {
+            "lobar"
+        },
         floor_hu: 8.0,
     })
 }
@@ -559,7 +562,11 @@ fn lay(v: &mut Volume, a: &Anatomy, kind: Kind, s: Shape, rng: &mut Rng) -> Resu
                     continue;
                 }
                 let p = v.mm(x, y, z);
-                if a.left_mm(p) > 0.0 { left += w } else { right += w }
+                if a.left_mm(p) > 0.0 {
+                    left += w
+                } else {
+                    right += w
+                }
                 let mut hu = s.hu + s.texture_hu * noise.mm(p, 6.0) + 1.5 * noise.mm(p, 2.5);
                 if let Some(other) = s.second_hu {
                     // Older blood: swirls, and settled toward the front when supine.
@@ -579,7 +586,13 @@ fn lay(v: &mut Volume, a: &Anatomy, kind: Kind, s: Shape, rng: &mut Rng) -> Resu
     }
     let volume_ml = (left + right) * v.voxel_ml();
     let lesser = left.min(right) / (left + right).max(1e-6);
-    let side = if lesser > 0.2 { Side::Both } else if left > right { Side::Left } else { Side::Right };
+    let side = if lesser > 0.2 {
+        Side::Both
+    } else if left > right {
+        Side::Left
+    } else {
+        Side::Right
+    };
     Ok(Lesion { mask, kind, side, volume_ml, slices: (first, last), form: s.form })
 }
 

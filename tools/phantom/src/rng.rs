@@ -80,16 +80,10 @@ impl Noise {
                 w - dz as f32,
             )
         };
-        let near = lerp(
-            lerp(corner(0, 0, 0), corner(1, 0, 0), su),
-            lerp(corner(0, 1, 0), corner(1, 1, 0), su),
-            sv,
-        );
-        let far = lerp(
-            lerp(corner(0, 0, 1), corner(1, 0, 1), su),
-            lerp(corner(0, 1, 1), corner(1, 1, 1), su),
-            sv,
-        );
+        let near =
+            lerp(lerp(corner(0, 0, 0), corner(1, 0, 0), su), lerp(corner(0, 1, 0), corner(1, 1, 0), su), sv);
+        let far =
+            lerp(lerp(corner(0, 0, 1), corner(1, 0, 1), su), lerp(corner(0, 1, 1), corner(1, 1, 1), su), sv);
         lerp(near, far, sw)
     }
 

@@ -16,7 +16,8 @@ pub struct ScanOptions {
     pub slices: usize,
     /// Slice step and thickness in millimetres.
     pub step_mm: f32,
-    /// Gantry tilt in degrees: slices are sheared, as the head would appear.
+    /// Gantry tilt in degrees: the column direction rises by this angle toward the back of the head, and slices
+    /// still follow each other along the table.
     pub tilt_deg: f32,
     /// Standard deviation of noise in Hounsfield units.
     pub noise_hu: f32,
@@ -49,7 +50,7 @@ pub fn scan(head: &Head, o: &ScanOptions, seed: u64) -> Volume {
     let pixel_mm = o.field_mm / o.matrix as f32;
     let mut v = Volume::filled(o.matrix, o.matrix, o.slices, pixel_mm, o.step_mm, -1000);
     let middle = middle_mm(o, head);
-    let shear = o.tilt_deg.to_radians().tan();
+    let (tilt_sin, tilt_cos) = o.tilt_deg.to_radians().sin_cos();
     let parts = if o.step_mm > 3.0 { 3 } else { 2 };
     let mut hu = vec![0.0f32; v.hu.len()];
     for z in 0..v.nz {
@@ -59,7 +60,7 @@ pub fn scan(head: &Head, o: &ScanOptions, seed: u64) -> Volume {
                 let mut sum = 0.0;
                 for k in 0..parts {
                     let dz = ((k as f32 + 0.5) / parts as f32 - 0.5) * o.step_mm;
-                    let value = head.hu([p[0], p[1], p[2] + dz + middle + p[1] * shear]);
+                    let value = head.hu([p[0], p[1] * tilt_cos, p[2] + dz + middle + p[1] * tilt_sin]);
                     sum += value;
                     // Open air above, below and beside needs no second look.
                     if k == 0 && value <= -1000.0 && p[0] * p[0] + p[1] * p[1] > 108.0 * 108.0 {
@@ -82,7 +83,13 @@ pub fn scan(head: &Head, o: &ScanOptions, seed: u64) -> Volume {
 fn finish(v: &mut Volume, hu: &mut [f32], o: &ScanOptions, seed: u64) {
     let mut rng = Rng::new(seed).fork(2);
     let n = v.nx * v.ny;
-    let (a, passes) = if o.bone_kernel { (0.0, 0) } else if v.pixel_mm < 0.7 { (0.25, 2) } else { (0.17, 1) };
+    let (a, passes) = if o.bone_kernel {
+        (0.0, 0)
+    } else if v.pixel_mm < 0.7 {
+        (0.25, 2)
+    } else {
+        (0.17, 1)
+    };
     for z in 0..v.nz {
         let mut noise: Vec<f32> = (0..n).map(|_| rng.normal()).collect();
         for _ in 0..passes {

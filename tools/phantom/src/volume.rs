@@ -81,7 +81,8 @@ impl Volume {
         let dims: Vec<usize> = dims.split(',').filter_map(|d| d.trim().parse().ok()).collect();
         let [nz, ny, nx] = dims[..] else { return Err(bad(&header)) };
         let body = &bytes[start + length..];
-        if nx.checked_mul(ny).and_then(|n| n.checked_mul(nz)).and_then(|n| n.checked_mul(2)) != Some(body.len())
+        if nx.checked_mul(ny).and_then(|n| n.checked_mul(nz)).and_then(|n| n.checked_mul(2))
+            != Some(body.len())
         {
             return Err(bad("length differs from shape"));
         }
@@ -105,8 +106,7 @@ impl Volume {
 /// [`NpyError::Io`] when the file cannot be written.
 pub fn write_npy(path: &Path, dtype: &str, shape: [usize; 3], body: &[u8]) -> Result<(), NpyError> {
     let [nz, ny, nx] = shape;
-    let mut header =
-        format!("{{'descr': '{dtype}', 'fortran_order': False, 'shape': ({nz}, {ny}, {nx}), }}");
+    let mut header = format!("{{'descr': '{dtype}', 'fortran_order': False, 'shape': ({nz}, {ny}, {nx}), }}");
     while (header.len() + 11) % 64 != 0 {
         header.push(' ');
     }

@@ -44,7 +44,8 @@ fn ball(v: &mut Volume, a: &Anatomy, c: [f32; 3], r: f32) {
                 }
                 // An incompressible ball of volume r^3, fading at the skull, which does not give.
                 let source = (len.powi(3) - r.powi(3)).max(0.0).cbrt();
-                let move_mm = (len - source).min(len * 0.9) * (depth / (depth + 0.4 * r)) * (1.0 - len / (r * 6.0));
+                let move_mm =
+                    (len - source).min(len * 0.9) * (depth / (depth + 0.4 * r)) * (1.0 - len / (r * 6.0));
                 let k = 1.0 - move_mm / len;
                 fetch(v, a, &from, i, [c[0] + d[0] * k, c[1] + d[1] * k], z);
             }
@@ -89,7 +90,8 @@ fn inward(v: &mut Volume, a: &Anatomy, share: &[f32]) {
 /// Local thickness of a surface bleed in millimetres, spread smoothly over the slice near it.
 fn thickness(v: &Volume, a: &Anatomy, mask: &[bool]) -> Vec<f32> {
     let mut weight: Vec<f32> = mask.iter().map(|&m| f32::from(u8::from(m))).collect();
-    let mut sum: Vec<f32> = mask.iter().zip(&a.depth_mm).map(|(&m, &d)| if m { 2.0 * d } else { 0.0 }).collect();
+    let mut sum: Vec<f32> =
+        mask.iter().zip(&a.depth_mm).map(|(&m, &d)| if m { 2.0 * d } else { 0.0 }).collect();
     let reach = (12.0 / v.pixel_mm).round().max(1.0) as usize;
     blur_flat(&mut weight, v.nx, v.ny, reach, 3);
     blur_flat(&mut sum, v.nx, v.ny, reach, 3);
