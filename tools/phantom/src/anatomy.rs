@@ -28,6 +28,7 @@ pub struct Anatomy {
     pub slices: (usize, usize),
     /// Half the width (x), half the length (y) and the height above the lowest slice (z) in millimetres.
     pub extent_mm: [f32; 3],
+    step_mm: f32,
     mid: (f32, f32, f32),
 }
 
@@ -47,7 +48,7 @@ impl Anatomy {
     pub fn from_volume(v: &Volume) -> Result<Self, AnatomyError> {
         let mut smoothed: Vec<f32> = v.hu.iter().map(|&h| f32::from(h).clamp(-200.0, 300.0)).collect();
         blur_flat(&mut smoothed, v.nx, v.ny, (1.0 / v.pixel_mm).round().max(1.0) as usize, 1);
-        let bone: Vec<bool> = v.hu.iter().map(|&h| h > 180).collect();
+        let bone: Vec<bool> = v.hu.iter().map(|&h| h > 150).collect();
         let inside = inside(v, &bone, &smoothed);
         let count = inside.iter().filter(|&&i| i).count();
         if (count as f32) * v.voxel_ml() < 60.0 {
@@ -56,7 +57,7 @@ impl Anatomy {
         let outside: Vec<bool> = inside.iter().map(|&i| !i).collect();
         let mut depth_mm = distance_mm(v, &outside, false);
         // The grid's own faces are no boundary, but a volume full of brain would be endless.
-        depth_mm.iter_mut().for_each(|d| *d = d.min(90.0));
+        depth_mm.iter_mut().for_each(|d| *d = (*d - v.pixel_mm / 2.0).clamp(0.0, 90.0));
         let brain_hu = brain_hu(&smoothed, &depth_mm);
         let fluid: Vec<f32> = smoothed
             .iter()
@@ -73,6 +74,7 @@ impl Anatomy {
             centre_mm: [0.0; 3],
             slices: (0, 0),
             extent_mm: [0.0; 3],
+            step_mm: v.step_mm,
             mid: (1.0, 0.0, 0.0),
         };
         a.measure(v);
@@ -91,10 +93,27 @@ impl Anatomy {
         (p[1] - self.centre_mm[1]) * self.mid.0 - (p[0] - self.centre_mm[0]) * self.mid.1
     }
 
-    /// Height as a share of the inside, 0 lowest to 1 crown.
+    /// Height as a share of the cranium, about 0 at the foramen magnum and 1 at the crown, measured down from the
+    /// crown because scans begin anywhere.
     pub fn height(&self, z: usize) -> f32 {
-        let (lo, hi) = self.slices;
-        (z as f32 - lo as f32) / (hi as f32 - lo as f32).max(1.0)
+        1.0 - (self.slices.1 as f32 - z as f32) * self.step_mm / self.tall_mm()
+    }
+
+    /// Height of the cranium guessed from its width and length, millimetres.
+    pub fn tall_mm(&self) -> f32 {
+        0.95 * self.extent_mm[0] + 0.75 * self.extent_mm[1]
+    }
+
+    /// The fractional slice at a height.
+    pub fn slice_at(&self, height: f32) -> f32 {
+        self.slices.1 as f32 - (1.0 - height) * self.tall_mm() / self.step_mm
+    }
+
+    /// Whether the falx runs here: near the vault, and everywhere above the ventricles.
+    pub fn falx(&self, p: [f32; 3], i: usize, z: usize) -> bool {
+        let back = self.back_mm(p) / self.extent_mm[1];
+        let high = self.height(z);
+        high > 0.4 && self.depth_mm[i] < 30.0 && (back.abs() > 0.42 || high > 0.7)
     }
 
     fn measure(&mut self, v: &Volume) {
@@ -118,9 +137,7 @@ impl Anatomy {
                 }
             }
         }
-        for k in 0..3 {
-            self.centre_mm[k] = (sum[k] / n.max(1.0)) as f32;
-        }
+        self.centre_mm = sum.map(|s| (s / n.max(1.0)) as f32);
         self.slices = (first.min(last), last);
         self.extent_mm = [(hi[0] - lo[0]) / 2.0, (hi[1] - lo[1]) / 2.0, hi[2] - lo[2]];
     }
@@ -173,26 +190,17 @@ fn inside(v: &Volume, bone: &[bool], smoothed: &[f32]) -> Vec<bool> {
     let area_px = |mm2: f32| (mm2 / (v.pixel_mm * v.pixel_mm)) as usize;
     let mut best = vec![false; bone.len()];
     // A wide seal bridges sutures and canals; a narrow one keeps corners. Take what either closes.
-    for seal_mm in [2.0f32, 5.0, 9.0] {
-        let near = distance_mm(v, bone, true);
-        let thick: Vec<bool> = near.iter().map(|&d| d <= seal_mm).collect();
-        let free: Vec<bool> = thick.iter().map(|&t| !t).collect();
-        let (label, _) = parts(v, &free, true);
-        let n = v.nx * v.ny;
-        let mut core = vec![false; bone.len()];
-        for z in 0..v.nz {
-            let l = &label[z * n..(z + 1) * n];
-            let mut open = std::collections::HashSet::new();
-            for x in 0..v.nx {
-                open.insert(l[x]);
-                open.insert(l[n - 1 - x]);
-            }
-            for y in 0..v.ny {
-                open.insert(l[y * v.nx]);
-                open.insert(l[(y + 1) * v.nx - 1]);
-            }
-            for i in 0..n {
-                core[z * n + i] = l[i] != 0 && !open.contains(&l[i]);
+    let near = distance_mm(v, bone, true);
+    let n = v.nx * v.ny;
+    for seal_mm in [2.0f32, 5.0, 9.0, 16.0, 22.0] {
+        let mut core = closed(v, &near, seal_mm);
+        if seal_mm > 10.0 {
+            // The widest seal, for fontanelles and missing flaps, only where nothing narrower closed.
+            for z in 0..v.nz {
+                let found = best[z * n..(z + 1) * n].iter().filter(|&&b| b).count();
+                if found > area_px(2500.0) {
+                    core[z * n..(z + 1) * n].fill(false);
+                }
             }
         }
         // Grow back to the bone, no farther than the seal took away.
@@ -205,6 +213,30 @@ fn inside(v: &Volume, bone: &[bool], smoothed: &[f32]) -> Vec<bool> {
         best.iter().zip(smoothed).map(|(&b, &h)| b && (-25.0..140.0).contains(&h)).collect();
     let opened = open_flat(v, &tissue, 3.5);
     follow(v, &opened, &tissue, area_px(1500.0), area_px(500.0))
+}
+
+/// What bone, thickened by a seal, shuts off from the edge of each slice.
+fn closed(v: &Volume, near_bone_mm: &[f32], seal_mm: f32) -> Vec<bool> {
+    let free: Vec<bool> = near_bone_mm.iter().map(|&d| d > seal_mm).collect();
+    let (label, _) = parts(v, &free, true);
+    let n = v.nx * v.ny;
+    let mut core = vec![false; free.len()];
+    for z in 0..v.nz {
+        let l = &label[z * n..(z + 1) * n];
+        let mut open = std::collections::HashSet::new();
+        for x in 0..v.nx {
+            open.insert(l[x]);
+            open.insert(l[n - 1 - x]);
+        }
+        for y in 0..v.ny {
+            open.insert(l[y * v.nx]);
+            open.insert(l[(y + 1) * v.nx - 1]);
+        }
+        for i in 0..n {
+            core[z * n + i] = l[i] != 0 && !open.contains(&l[i]);
+        }
+    }
+    core
 }
 
 /// Erosion then dilation in the slice: drops thin strips such as the marrow and the soft tissue between face bones.

@@ -120,8 +120,7 @@ pub fn add(v: &mut Volume, a: &Anatomy, decoy: Decoy, rng: &mut Rng) {
 
 /// Grid millimetres of a place given left of the midline, back of the centre and height as a share.
 fn place(v: &Volume, a: &Anatomy, left_mm: f32, back_mm: f32, height: f32) -> [f32; 3] {
-    let (lo, hi) = a.slices;
-    let z = (lo as f32 + height * (hi - lo) as f32 - (v.nz as f32 - 1.0) / 2.0) * v.step_mm;
+    let z = (a.slice_at(height) - (v.nz as f32 - 1.0) / 2.0) * v.step_mm;
     // Solve for the point with two steps of descent: the midline is nearly straight.
     let mut p = [a.centre_mm[0] + left_mm, a.centre_mm[1] + back_mm, z];
     for _ in 0..8 {
@@ -171,7 +170,7 @@ fn falx(v: &mut Volume, a: &Anatomy, rng: &mut Rng, calcium: bool) {
     let hu = if calcium { rng.range(120.0, 500.0) } else { rng.range(50.0, 64.0) };
     each(v, &mut |p, i, z, old| {
         let l = a.left_mm(p).abs();
-        if l > 4.0 || !a.inside[i] || a.depth_mm[i] > 32.0 || a.height(z) < 0.38 {
+        if l > 4.0 || !a.inside[i] || !a.falx(p, i, z) {
             return old;
         }
         let back = a.back_mm(p) / a.extent_mm[1];
@@ -180,7 +179,7 @@ fn falx(v: &mut Volume, a: &Anatomy, rng: &mut Rng, calcium: bool) {
             smooth(len, len * 0.7, (back - c).abs() + 0.1 * noise.mm(p, 5.0))
                 * smooth(0.16, 0.08, (a.height(z) - h).abs())
         } else {
-            smooth(32.0, 26.0, a.depth_mm[i])
+            smooth(30.0, 25.0, a.depth_mm[i])
         };
         old.max(lerp(old, hu + 4.0 * noise.mm(p, 4.0), w * along))
     });
@@ -252,7 +251,7 @@ fn motion(v: &mut Volume, rng: &mut Rng) {
 
 fn metal(v: &mut Volume, a: &Anatomy, rng: &mut Rng) {
     let high = rng.range(0.0, 0.7);
-    let angle = rng.range(0.0, 6.28);
+    let angle = rng.range(0.0, std::f32::consts::TAU);
     let far = 1.06
         * (angle.cos().powi(2) * a.extent_mm[0].powi(2) + angle.sin().powi(2) * a.extent_mm[1].powi(2))
             .sqrt();
@@ -262,7 +261,7 @@ fn metal(v: &mut Volume, a: &Anatomy, rng: &mut Rng) {
     let gain = rng.range(40.0, 160.0);
     each(v, &mut |p, _, z, old| {
         let dz = (p[2] - c[2]).abs();
-        if dz > r + v_step(z) * 7.0 {
+        if dz > r + 7.0 {
             return old;
         }
         let d = [p[0] - c[0], p[1] - c[1]];
@@ -274,11 +273,6 @@ fn metal(v: &mut Volume, a: &Anatomy, rng: &mut Rng) {
         let body = smooth(-700.0, -100.0, old);
         old + body * gain * ray * (12.0 / (len + 6.0)) * smooth(8.0, 1.0, dz)
     });
-}
-
-/// One: streaks reach a few millimetres, whatever the slice.
-fn v_step(_: usize) -> f32 {
-    1.0
 }
 
 fn scalp(v: &mut Volume, a: &Anatomy, rng: &mut Rng) {
@@ -305,7 +299,7 @@ fn scalp(v: &mut Volume, a: &Anatomy, rng: &mut Rng) {
             return old;
         }
         let thick = t * (1.0 - d * d) * (1.0 + 0.3 * noise.mm(p, 12.0));
-        let free = air[i] && label[i] == open[z] || !air[i];
+        let free = !air[i] || label[i] == open[z];
         if !free || old > 150.0 {
             return old;
         }
@@ -337,7 +331,8 @@ fn contrast(v: &mut Volume, a: &Anatomy, rng: &mut Rng) {
         let thread = (noise.mm(q, 17.0).powi(2) + other.mm(q, 17.0).powi(2)).sqrt() * 17.0;
         let sylvian = smooth(0.35, 0.5, l) * smooth(0.4, 0.2, b.abs()) * smooth(0.2, 0.1, (h - 0.42).abs());
         let surface = smooth(10.0, 4.0, a.depth_mm[i]);
-        let width = 0.5 + 1.3 * sylvian.max(surface * 0.6);
+        // Threads narrower than nothing: no vessels inside the white matter.
+        let width = 2.6 * sylvian.max(surface * 0.75) - 0.9;
         let w = smooth(0.7, -0.7, thread - width).max(smooth(2.0, 0.5, ring));
         lerp(old + up * (1.0 - a.fluid[i]), hu, w * 0.9)
     });

@@ -52,10 +52,10 @@ impl Head {
             child,
             skull_mm: if child { r.range(2.2, 4.0) } else { r.range(5.0, 8.0) },
             scalp_mm: if child { r.range(2.5, 4.0) } else { r.range(3.5, 7.0) },
-            sulcus_mm: if child { r.range(0.1, 0.4) } else { 0.25 + 1.3 * age * age * r.range(0.6, 1.2) },
+            sulcus_mm: if child { r.range(0.05, 0.3) } else { 0.2 + 0.75 * age * age * r.range(0.6, 1.2) },
             ventricle: if child { r.range(0.5, 0.8) } else { r.range(0.65, 0.95) + 0.55 * age * age },
             skew: r.normal() * 0.1,
-            gap_mm: if child { 0.4 } else { 0.3 + 2.2 * age * age },
+            gap_mm: if child { 0.3 } else { 0.25 + 1.5 * age * age },
             white_hu: r.range(26.0, 30.0),
             grey_hu: r.range(35.0, 39.5),
             bone_hu: if child { r.range(700.0, 1000.0) } else { r.range(1100.0, 1600.0) },
@@ -90,7 +90,7 @@ impl Head {
         if skin < 0.0 {
             return if self.holder { self.holder_hu(scanner_mm) } else { -1000.0 };
         }
-        let floor = self.floor(p);
+        let floor = self.floor(p) + 2.2 * self.noise.mm([p[0], p[1], 7.0], 15.0);
         let above = (p[2] - floor) * 0.75;
         let d = smooth_min(vault, above, 3.0);
         let canal = 14.0 - ((p[0] * p[0]) + (p[1] - 33.0).powi(2)).sqrt();
@@ -138,7 +138,8 @@ impl Head {
     /// Distance inside the skin, positive inside.
     fn skin(&self, p: [f32; 3], outer: f32, t: f32) -> f32 {
         let low = smooth(-20.0, -100.0, p[2]);
-        let temple = 4.0 * smooth(20.0, -25.0, p[2]) * smooth(40.0, 60.0, p[0].abs());
+        let temple =
+            4.0 * smooth(24.0, -25.0, p[2]) * smooth(30.0, 66.0, p[0].abs()) * smooth(45.0, 5.0, p[1]);
         let trim = low * (9.0 + 26.0 * smooth(20.0, 85.0, p[1]) - 4.0 * smooth(-40.0, -80.0, p[1]));
         let nose = 9.0
             - ((p[0] / 1.2).powi(2) + ((p[1] + 96.0) / 1.5).powi(2) + ((p[2] + 52.0) / 2.0).powi(2)).sqrt();
@@ -216,7 +217,7 @@ impl Head {
         let grown = if self.child { 0.5 } else { 1.0 };
         let ethmoid = x < 11.0 && (-84.0..-34.0).contains(&y) && (-58.0..-31.0).contains(&z);
         if ethmoid {
-            let wall = ((y * 0.55 + 1.5 * n).sin().abs() < 0.14) || x < 0.9 || x > 10.0;
+            let wall = ((y * 0.55 + 1.5 * n).sin().abs() < 0.14) || !(0.9..=10.0).contains(&x);
             return Some(if wall { 350.0 } else { -950.0 });
         }
         let s = ball([x, y, z], [0.0, -24.0, -40.0], [13.0 * grown, 12.0 * grown, 8.5 * grown]);
@@ -255,7 +256,7 @@ impl Head {
     }
 
     fn orbit(&self, p: [f32; 3]) -> f32 {
-        let globe = ball(p, [32.0, -78.0, -38.0], [12.0, 12.0, 12.0]);
+        let globe = ball(p, [32.0, -77.0, -38.0], [12.5, 12.5, 12.5]);
         if globe < 1.0 {
             let lens = ball(p, [32.0, -87.0, -38.0], [4.2, 2.0, 4.2]);
             return if lens < 1.0 {
@@ -285,9 +286,9 @@ impl Head {
     fn face_bones(&self, p: [f32; 3], n: f32) -> Option<f32> {
         let (x, y, z) = (p[0].abs(), p[1], p[2]);
         let hard = self.bone_hu * 0.9;
-        let orbit_wall = ball([x, y, z], [31.0, -64.0, -38.0], [19.5, 26.0, 19.5]);
+        let orbit_wall = ball([x, y, z], [31.0, -64.0, -38.0], [18.3, 26.0, 18.3]);
         if orbit_wall < 1.0 && y > -80.0 {
-            return Some(hard * 0.7);
+            return Some(hard * 0.45);
         }
         let arch = ((x - 63.0 + 0.004 * (y + 25.0).powi(2)).powi(2) + ((z + 50.0) * 0.6).powi(2)).sqrt();
         if arch < 2.4 && (-62.0..8.0).contains(&y) {
@@ -318,13 +319,12 @@ impl Head {
             return 30.0 + 20.0 * n;
         }
         if p[2] > -15.0 {
-            let temporal =
-                smooth(44.0, 54.0, p[0].abs()) * smooth(25.0, 5.0, p[2]) * smooth(25.0, 10.0, p[1]);
+            let temporal = smooth(40.0, 60.0, p[0].abs()) * smooth(28.0, 0.0, p[2]) * smooth(30.0, 0.0, p[1]);
             let galea = smooth(2.2, 1.2, (skin - self.scalp_mm * 0.75).abs());
             return lerp(-95.0 + 25.0 * n, 48.0, temporal.max(galea * 0.55));
         }
-        let m = self.noise.mm([p[0], p[1], p[2] * 0.4], 13.0) + 0.35 * n;
-        lerp(-95.0, 58.0, smooth(-0.22, -0.05, m) * smooth(1.5, 6.0, skin))
+        let m = self.noise.mm([p[0], p[1], p[2] * 0.4], 17.0) + 0.25 * n;
+        lerp(-90.0, 56.0, smooth(-0.34, -0.14, m) * smooth(1.5, 6.0, skin))
     }
 
     fn cord(&self, p: [f32; 3], canal: f32) -> f32 {
@@ -372,7 +372,7 @@ impl Head {
             let wet = smooth(gap + 0.9, gap, d).max(smooth(1.15, 0.85, fourth)).max(cistern);
             return lerp(tissue, csf, wet);
         }
-        let falx = d < 38.0 && z > -22.0 && (y < -28.0 || y > 30.0 || z > 12.0);
+        let falx = d < 38.0 && z > -22.0 && (!(-28.0..=30.0).contains(&y) || z > 12.0);
         if falx && a < 0.75 {
             let sinus = d < 7.0 && y > -40.0;
             return if sinus { 52.0 } else { 45.0 };
@@ -384,21 +384,32 @@ impl Head {
         if let Some(hu) = self.calcified(a, x, y, z, fold) {
             return hu;
         }
-        let midgap = if falx || (y < -25.0 || y > 45.0) { a } else { 50.0 };
+        let midgap = if falx || !(-25.0..=45.0).contains(&y) { a } else { 50.0 };
         let sylvian = self.sylvian(a, y, z, fine);
         let surface = d.min(midgap * 1.2 + 0.4).min(sylvian + 0.3);
-        // Sulci: the zero level of folded noise, deepest at the surface.
-        let width = self.sulcus_mm * (1.0 + 0.6 * fine) * smooth(22.0, 6.0, surface);
-        let sulcus = fold.abs() * 6.0;
+        // Sulci: zero lines of noise on the surface, carried inward, so that they run toward the middle.
+        let sulcus = self.sulcus(p, x, d, midgap, fold);
+        let width = self.sulcus_mm * (1.0 + 0.6 * fine) * smooth(20.0, 5.0, surface);
         let wet = smooth(width + 0.8, width, sulcus + 0.25)
-            * smooth(24.0, 18.0, surface)
+            * smooth(21.0, 15.0, surface)
             * smooth(0.0, 0.35, width);
         let wet = wet.max(smooth(gap + 0.9, gap, surface)).max(smooth(0.8, -0.4, v)).max(cistern);
-        let ribbon = smooth(5.2, 3.4, surface).max(smooth(3.6, 2.2, sulcus) * smooth(26.0, 20.0, surface));
+        let ribbon = smooth(5.0, 3.4, surface).max(smooth(3.4, 2.0, sulcus) * smooth(23.0, 17.0, surface));
         let deep = self.deep_grey(a, y, z);
         let tissue =
             lerp(self.white_hu, self.grey_hu, ribbon.max(deep)) + 1.2 * fine + 2.5 * smooth(5.0, 0.0, d);
         lerp(tissue, csf, wet)
+    }
+
+    /// Distance in millimetres, about, from the nearest sulcus.
+    fn sulcus(&self, p: [f32; 3], x: f32, d: f32, midgap: f32, fold: f32) -> f32 {
+        let len = (p[0] * p[0] + p[1] * p[1] + p[2] * p[2]).sqrt().max(1.0);
+        let k = 1.0 + d / len;
+        let outer = [p[0] * k, p[1] * k, p[2] * k];
+        let inner = [12.0 * x.signum(), p[1] * 1.05, p[2] * 1.05];
+        let w = smooth(-4.0, 4.0, d - midgap);
+        let foot = [lerp(outer[0], inner[0], w), lerp(outer[1], inner[1], w), lerp(outer[2], inner[2], w)];
+        (self.noise.mm(foot, 14.0) + 0.22 * fold).abs() * 8.0
     }
 
     /// Midbrain, pons and medulla: below 1 inside.
@@ -412,12 +423,16 @@ impl Head {
     /// Basal cisterns, 0 to 1: a star over the sella and a ring about the brain stem.
     fn cistern(&self, x: f32, y: f32, z: f32, stem: f32, gap: f32) -> f32 {
         let angle = (y + 11.0).atan2(x);
-        let star = 10.5 + 4.0 * (5.0 * angle + 1.57).cos();
+        let star = 10.0 + 3.5 * (5.0 * angle + 1.57).cos() + 4.0 * self.noise.mm([x, y, z], 8.0);
         let r = (x * x + (y + 11.0).powi(2)).sqrt();
         let supra = smooth(1.5, -1.5, r - star * (0.8 + 0.12 * gap))
             * smooth(-30.0, -26.0, z)
             * smooth(-12.0, -17.0, z);
-        let ring = smooth(1.16 + 0.05 * gap, 1.08 + 0.05 * gap, stem) * smooth(-6.0, -10.0, z);
+        // The ring is a broken film, wide only beside the midbrain and before the pons.
+        let wide = 0.02 + 0.05 * gap + 0.09 * (0.5 + 0.9 * self.noise.mm([x, y, z], 9.0)).max(0.0);
+        let ring = smooth(1.03 + wide, 1.0 + wide * 0.6, stem)
+            * smooth(-6.0, -10.0, z)
+            * smooth(0.0, 0.06, wide - 0.03);
         let quad = ball([x, y, z], [0.0, 26.0, -10.0], [13.0, 4.0 + gap, 5.0]);
         supra.max(ring).max(smooth(1.1, 0.85, quad))
     }
@@ -450,8 +465,9 @@ impl Head {
             return 60.0;
         }
         let axis = -9.0 + 0.25 * (y + 20.0) + 3.0 * n;
-        let insula = (a - 37.0 - 2.0 * n).abs() + smooth(14.0, 18.0, (z - axis - 4.0).abs()) * 30.0;
-        ((z - axis).abs() * 0.9).min(insula)
+        let curve = 38.0 - 0.012 * (y + 6.0).powi(2) + 4.0 * n;
+        let insula = (a - curve).abs() * 1.4 + smooth(9.0, 15.0, (z - axis - 4.0).abs()) * 30.0;
+        ((z - axis).abs() * 1.1 + smooth(52.0, 40.0, a) * 1.2).min(insula)
     }
 
     /// Grey matter of the deep nuclei, 0 to 1.

@@ -97,10 +97,10 @@ fn finish(v: &mut Volume, hu: &mut [f32], o: &ScanOptions, seed: u64) {
         }
         let rms = (noise.iter().map(|v| v * v).sum::<f32>() / n as f32).sqrt().max(1e-6);
         let level = o.noise_hu * if o.bone_kernel { 6.0 } else { 1.0 } / rms;
-        for i in 0..n {
+        for (i, grain) in noise.iter().enumerate() {
             let j = z * n + i;
             let near_air = if hu[j] < -500.0 { 0.6 } else { 1.0 };
-            v.hu[j] = (hu[j] + noise[i] * level * near_air).round().clamp(-1024.0, 3071.0) as i16;
+            v.hu[j] = (hu[j] + grain * level * near_air).round().clamp(-1024.0, 3071.0) as i16;
         }
     }
 }

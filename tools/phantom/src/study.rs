@@ -63,7 +63,8 @@ impl Study {
             u if u < 0.93 => 2,
             _ => 3,
         };
-        let decoys: Vec<Decoy> = (0..count).map(|_| Decoy::ALL[rng.below(Decoy::ALL.len())]).collect();
+        let mut decoys: Vec<Decoy> = (0..count).map(|_| Decoy::ALL[rng.below(Decoy::ALL.len())]).collect();
+        decoys.dedup();
         // Motion and streaks belong to the picture, so they come after the blood.
         let last = |d: &Decoy| matches!(d, Decoy::Motion | Decoy::Metal | Decoy::Beam);
         for &d in decoys.iter().filter(|d| !last(d)) {
@@ -80,6 +81,10 @@ impl Study {
                     break;
                 }
                 let kind = Kind::ALL[rng.below(5)];
+                // Twice the same film or lens is one bleed drawn oddly; brain may bleed in two places.
+                if kind != Kind::Intraparenchymal && self.lesions.iter().any(|l| l.kind == kind) {
+                    continue;
+                }
                 want -= usize::from(self.bleed(a, &LesionSpec::any(kind), rng).is_ok());
             }
         }
