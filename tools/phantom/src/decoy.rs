@@ -325,14 +325,14 @@ fn contrast(v: &mut Volume, a: &Anatomy, rng: &mut Rng) {
         let h = a.height(z);
         let l = a.left_mm(p).abs() / e[0];
         let b = a.back_mm(p) / e[1];
-        let ring =
-            ((l - 0.18).abs() * 60.0).max((h - 0.32).abs() * 120.0 - 2.0).max((b + 0.12).abs() * 40.0 - 9.0);
+        let round = ((l / 0.17).powi(2) + ((b + 0.1) / 0.19).powi(2)).sqrt();
+        let ring = ((round - 1.0).abs() * 13.0).max((h - 0.32).abs() * 120.0 - 2.0);
         let q = [p[0], p[1], p[2] * 0.6];
         let thread = (noise.mm(q, 17.0).powi(2) + other.mm(q, 17.0).powi(2)).sqrt() * 17.0;
         let sylvian = smooth(0.35, 0.5, l) * smooth(0.4, 0.2, b.abs()) * smooth(0.2, 0.1, (h - 0.42).abs());
         let surface = smooth(10.0, 4.0, a.depth_mm[i]);
         // Threads narrower than nothing: no vessels inside the white matter.
-        let width = 2.6 * sylvian.max(surface * 0.75) - 0.9;
+        let width = 2.6 * sylvian.max(surface * 0.65) - 0.9;
         let w = smooth(0.7, -0.7, thread - width).max(smooth(2.0, 0.5, ring));
         lerp(old + up * (1.0 - a.fluid[i]), hu, w * 0.9)
     });

@@ -84,7 +84,7 @@ impl Head {
         let n1 = self.noise.mm([p[0], p[1], p[2]], 38.0);
         let vault = self.vault(p, n1);
         let z_frozen = p[2].max(-22.0);
-        let outer = self.vault([p[0], p[1], z_frozen], n1);
+        let outer = if p[2] >= z_frozen { vault } else { self.vault([p[0], p[1], z_frozen], n1) };
         let t = self.skull(p, n1);
         let skin = self.skin(p, outer, t);
         if skin < 0.0 {
@@ -106,7 +106,7 @@ impl Head {
         let az = if p[2] > 0.0 { 68.0 } else { 84.0 };
         let (x, y, z) =
             ((p[0] / wide).abs(), ((p[1] - 2.0 - p[0] * self.skew) / 84.0).abs(), (p[2] / az).abs());
-        let r = (x.powf(2.25) + y.powf(2.25) + z.powf(2.25)).powf(1.0 / 2.25).max(1e-3);
+        let r = (power(x) + power(y) + power(z)).powf(1.0 / 2.25).max(1e-3);
         let len = (p[0] * p[0] + p[1] * p[1] + p[2] * p[2]).sqrt();
         (1.0 - r) * len / r + 1.3 * n
     }
@@ -406,7 +406,7 @@ impl Head {
         let len = (p[0] * p[0] + p[1] * p[1] + p[2] * p[2]).sqrt().max(1.0);
         let k = 1.0 + d / len;
         let outer = [p[0] * k, p[1] * k, p[2] * k];
-        let inner = [12.0 * x.signum(), p[1] * 1.05, p[2] * 1.05];
+        let inner = [12.0 * x.signum() + 0.4 * x, p[1] * 1.05 + 6.0 * fold, p[2] * 1.05 - 4.0 * fold];
         let w = smooth(-4.0, 4.0, d - midgap);
         let foot = [lerp(outer[0], inner[0], w), lerp(outer[1], inner[1], w), lerp(outer[2], inner[2], w)];
         (self.noise.mm(foot, 14.0) + 0.22 * fold).abs() * 8.0
@@ -429,7 +429,7 @@ impl Head {
             * smooth(-30.0, -26.0, z)
             * smooth(-12.0, -17.0, z);
         // The ring is a broken film, wide only beside the midbrain and before the pons.
-        let wide = 0.02 + 0.05 * gap + 0.09 * (0.5 + 0.9 * self.noise.mm([x, y, z], 9.0)).max(0.0);
+        let wide = 0.01 + 0.04 * gap + 0.09 * (0.5 + 0.9 * self.noise.mm([x, y, z], 9.0)).max(0.0);
         let ring = smooth(1.03 + wide, 1.0 + wide * 0.6, stem)
             * smooth(-6.0, -10.0, z)
             * smooth(0.0, 0.06, wide - 0.03);
@@ -478,6 +478,11 @@ impl Head {
         let thalamus = ball(p, [10.5, 12.0, 4.0], [8.5, 13.0, 9.0]);
         0.9 * smooth(1.2, 0.9, lentiform.min(caudate).min(thalamus))
     }
+}
+
+/// x to the power 2.25 by roots: quicker than `powf`, and the same on every processor.
+fn power(x: f32) -> f32 {
+    x * x * x.sqrt().sqrt()
 }
 
 /// Normalised radius of a point in an ellipsoid: below 1 inside.

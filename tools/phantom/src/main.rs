@@ -237,7 +237,9 @@ fn picture(a: &PictureArgs) -> Result<(), Box<dyn Error>> {
         for seed in (a.seed + 100 * k as u64..).take(20) {
             let mut study = Study::quiet(scan(&Head::random(seed), &options, seed));
             let anatomy = Anatomy::from_volume(&study.volume)?;
-            if study.bleed(&anatomy, &LesionSpec::any(kind), &mut Rng::new(seed)).is_ok() {
+            // The first head shows the kind at its plainest.
+            let spec = LesionSpec { plain: shown.is_empty(), ..LesionSpec::any(kind) };
+            if study.bleed(&anatomy, &spec, &mut Rng::new(seed)).is_ok() {
                 shown.push(study);
             }
             if shown.len() == 3 {
@@ -248,7 +250,7 @@ fn picture(a: &PictureArgs) -> Result<(), Box<dyn Error>> {
             .iter()
             .flat_map(|s| {
                 let (lo, hi) = s.lesions[0].slices;
-                (0..6).map(move |i| (&s.volume, lo + (hi - lo) * i / 5))
+                (0..6).map(move |i| (&s.volume, lo + ((hi - lo) * (2 * i + 1) + 6) / 12))
             })
             .collect();
         picture::sheet(&a.out.join(format!("{}.png", kind.name())), &tiles, 6, 128, picture::BRAIN)?;

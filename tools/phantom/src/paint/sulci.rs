@@ -31,7 +31,7 @@ pub(super) fn subarachnoid(
     };
     let noise = Noise(rng.bits() as u32);
     let fold = Noise(rng.bits() as u32);
-    let wanted = volume_or(spec, rng, 1.5, if basal { 25.0 } else { 16.0 });
+    let mut wanted = volume_or(spec, rng, 1.5, if basal { 25.0 } else { 16.0 });
     let one_side = !basal;
     // Fluid that can be seen, or, in tight young brains, thin folds where sulci must be.
     let n = v.nx * v.ny;
@@ -48,8 +48,8 @@ pub(super) fn subarachnoid(
         let d = [p[0] - a.centre_mm[0], p[1] - a.centre_mm[1], p[2] - a.centre_mm[2]];
         let k = 1.0 + depth / distance(d, [0.0; 3]).max(1.0);
         let sheet = (fold.mm(d.map(|d| d * k), 15.0) + 0.25 * noise.mm(p, 8.0)).abs() * 8.0;
-        let thin = smooth(1.5, 0.4, sheet) * smooth(20.0, 12.0, depth) * 0.8;
-        let film = smooth(1.9, 0.8, depth) * 0.45;
+        let thin = smooth(1.5, 0.4, sheet) * smooth(20.0, 12.0, depth) * if basal { 0.0 } else { 0.8 };
+        let film = smooth(1.9, 0.8, depth) * if basal { 0.0 } else { 0.45 };
         let shallow = if basal { 1.0 } else { smooth(28.0, 20.0, depth) };
         (f * shallow).max(thin).max(film)
     };
@@ -75,6 +75,12 @@ pub(super) fn subarachnoid(
         }
         out
     };
+    if spec.volume_ml.is_none() {
+        wanted = wanted.min(0.7 * share(v, 85.0).iter().sum::<f32>() * v.voxel_ml());
+        if wanted < 1.0 {
+            return Err(room);
+        }
+    }
     let share = fit(v, wanted, 5.0, 85.0, &share).ok_or(room)?;
     Ok(Shape {
         share,
