@@ -156,7 +156,10 @@ impl Anatomy {
                     let deep = self.depth_mm[i] > 0.3 * self.extent_mm[0];
                     let near = self.left_mm(p).abs() < 0.55 * self.extent_mm[0];
                     let back = self.back_mm(p) / self.extent_mm[1];
-                    mask[i] = self.fluid[i] > 0.45 && deep && near && (-0.6..0.75).contains(&back);
+                    // Low and central before the stem is cistern, not ventricle.
+                    let cistern = h < 0.38 && back < 0.1 && self.left_mm(p).abs() < 0.3 * self.extent_mm[0];
+                    mask[i] =
+                        self.fluid[i] > 0.45 && deep && near && !cistern && (-0.6..0.75).contains(&back);
                 }
             }
         }
