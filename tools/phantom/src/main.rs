@@ -161,10 +161,10 @@ fn dataset(a: &DatasetArgs) -> Result<(), Box<dyn Error>> {
     for i in a.from..a.from + a.count {
         let seed = mix(a.seed.wrapping_mul(0x9e37_79b9).wrapping_add(i as u64));
         let mut rng = Rng::new(seed);
-        let step_mm = a.step_mm.unwrap_or([3.0, 4.0, 5.0, 5.0, 5.0, 6.0][rng.below(6)]);
+        let step_mm = a.step_mm.unwrap_or([3.0, 4.0, 5.0, 5.0, 5.0, 6.0][rng.below(6)]).clamp(0.5, 20.0);
         let options = ScanOptions {
-            matrix: a.matrix,
-            field_mm: a.field_mm,
+            matrix: a.matrix.clamp(64, 1024),
+            field_mm: a.field_mm.clamp(100.0, 500.0),
             slices: ((rng.range(130.0, 170.0)) / step_mm) as usize,
             step_mm,
             tilt_deg: if rng.chance(0.4) { rng.range(-18.0, 18.0) } else { 0.0 },
@@ -207,8 +207,8 @@ fn series(a: &SeriesArgs) -> Result<(), Box<dyn Error>> {
         scan: ScanOptions {
             matrix: a.matrix.clamp(64, 1024),
             slices: a.slices.clamp(1, 2000),
-            step_mm: a.step_mm,
-            tilt_deg: a.tilt_deg,
+            step_mm: a.step_mm.clamp(0.5, 20.0),
+            tilt_deg: a.tilt_deg.clamp(-30.0, 30.0),
             bone_kernel: a.bone_kernel,
             ..ScanOptions::default()
         },

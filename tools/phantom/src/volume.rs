@@ -80,6 +80,10 @@ impl Volume {
         let dims = header.split("'shape': (").nth(1).and_then(|s| s.split(')').next()).unwrap_or("");
         let dims: Vec<usize> = dims.split(',').filter_map(|d| d.trim().parse().ok()).collect();
         let [nz, ny, nx] = dims[..] else { return Err(bad(&header)) };
+        let sized = |mm: f32| mm.is_finite() && mm > 0.0;
+        if nx == 0 || ny == 0 || nz == 0 || !sized(pixel_mm) || !sized(step_mm) {
+            return Err(bad("no voxels, or voxels without a size"));
+        }
         let body = &bytes[start + length..];
         if nx.checked_mul(ny).and_then(|n| n.checked_mul(nz)).and_then(|n| n.checked_mul(2))
             != Some(body.len())
