@@ -238,7 +238,9 @@ fn picture(a: &PictureArgs) -> Result<(), Box<dyn Error>> {
             let mut study = Study::quiet(scan(&Head::random(seed), &options, seed));
             let anatomy = Anatomy::from_volume(&study.volume)?;
             // The first head shows the kind at its plainest.
-            let spec = LesionSpec { plain: shown.is_empty(), ..LesionSpec::any(kind) };
+            let plain = shown.is_empty();
+            let volume_ml = [25.0, 20.0, 3.0, 9.0, 50.0][k];
+            let spec = LesionSpec { plain, volume_ml: plain.then_some(volume_ml), ..LesionSpec::any(kind) };
             if study.bleed(&anatomy, &spec, &mut Rng::new(seed)).is_ok() {
                 shown.push(study);
             }

@@ -90,9 +90,13 @@ pub(super) fn subdural(
                 let across = a.left_mm(p) * side / e[0];
                 let back = a.back_mm(p) / e[1];
                 let angle = back.atan2(across.max(0.001)) / std::f32::consts::FRAC_PI_2 - turn;
-                let height = a.height(slice_of(v, p)) - high;
+                let level = a.height(slice_of(v, p));
+                let height = level - high;
+                // The fossae have floors and ridges that face upward and inward: a crescent keeps to the vault.
+                let rim = across.hypot(back) + smooth(0.3, 0.5, level);
+                let vault = smooth(0.6, 0.78, rim) * smooth(0.16, 0.3, level);
                 let s = ((angle / reach).powi(2) + (height / (tall * reach.min(1.2))).powi(2)).sqrt();
-                let thick = t * (1.0 - s.powi(4)) * (1.0 + 0.25 * noise.mm(p, 30.0));
+                let thick = t * (1.0 - s.powi(4)) * (1.0 + 0.25 * noise.mm(p, 30.0)) * vault - (1.0 - vault);
                 (thick - depth).min(across * e[0] - 2.0)
             })
         };
