@@ -1,0 +1,54 @@
+//! The only reader of time. Everything else is *given* the time, so that tests are scripts of events.
+//!
+//! Durations between events are measured on the monotonic clock; wall time only labels what people read.
+//! A wrong wall clock must never hide how old an alert is (design section 8, `age_ms`).
+#![expect(clippy::disallowed_methods, reason = "this is the one place that reads time")]
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Monotonic now; never goes back, knows nothing of dates.
+pub fn now() -> Instant {
+    Instant::now()
+}
+
+/// Milliseconds since the Unix epoch by the wall clock; 0 if the clock stands before 1970.
+pub fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// RFC 3339 UTC text with milliseconds, for documents that people and other systems read.
+pub fn rfc3339(wall_ms: u64) -> String {
+    let (days, ms_of_day) = (wall_ms / 86_400_000, wall_ms % 86_400_000);
+    let (year, month, day) = civil_from_days(days);
+    let (h, m, s, ms) =
+        (ms_of_day / 3_600_000, ms_of_day / 60_000 % 60, ms_of_day / 1000 % 60, ms_of_day % 1000);
+    format!("{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{ms:03}Z")
+}
+
+/// Whole milliseconds of a duration, saturating.
+pub fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Gregorian date of a day count since 1970-01-01, by counting 400-year eras from 0000-03-01.
+fn civil_from_days(days: u64) -> (u64, u64, u64) {
+    let z = days + 719_468;
+    let (era, doe) = (z / 146_097, z % 146_097);
+    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let month = if mp < 10 { mp + 3 } else { mp - 9 };
+    (yoe + era * 400 + u64::from(month <= 2), month, doy - (153 * mp + 2) / 5 + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wall_time_reads_as_a_calendar_date() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(rfc3339(951_827_696_789), "2000-02-29T12:34:56.789Z");
+        assert_eq!(rfc3339(4_102_444_799_999), "2099-12-31T23:59:59.999Z");
+    }
+}

@@ -1,0 +1,398 @@
+//! One TOML file, one table per stage. Unknown keys are refused with the nearest right name; nothing is bound here.
+//!
+//! Defaults are safe: loopback only, no calling AE admitted, nothing anonymous, until the hospital says otherwise.
+//! `daemon/ichd.toml` documents every key and is checked by a test.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::dicom::AeTitle;
+
+/// The whole configuration.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Config {
+    /// Who this box is.
+    pub site: Site,
+    /// Where state lives.
+    #[serde(default)]
+    pub state: State,
+    /// Storage SCP.
+    #[serde(default)]
+    pub receive: Receive,
+    /// Series assembly.
+    #[serde(default)]
+    pub assemble: Assemble,
+    /// The reader.
+    #[serde(default)]
+    pub infer: Infer,
+    /// MQTT.
+    #[serde(default)]
+    pub alert: Alert,
+    /// Liveness.
+    #[serde(default)]
+    pub health: Health,
+}
+
+/// What surfaces may say (design section 8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Profile {
+    /// Only that a study is suspected: no subtype, no marks.
+    Triage,
+    /// Type, side, slice range, heat map, volume.
+    Assist,
+}
+
+/// Who this box is; both names are MQTT topic levels.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Site {
+    /// Site name, a topic level: lower-case letters, digits, hyphens.
+    pub name: String,
+    /// Device name, a topic level, unique in the site.
+    pub device: String,
+    /// What surfaces may say; must be named.
+    pub profile: Profile,
+}
+
+/// Where state lives.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct State {
+    /// Directory of spool and database; `$STATE_DIRECTORY` (systemd) wins if set.
+    pub directory: PathBuf,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        State { directory: "/var/lib/ichd".into() }
+    }
+}
+
+/// Storage SCP.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Receive {
+    /// Our AE title.
+    pub ae_title: AeTitle,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// AE titles that may associate; empty admits nobody.
+    pub calling_ae_titles: Vec<AeTitle>,
+    /// Peer addresses that may connect; empty admits loopback only.
+    pub peer_addresses: Vec<IpAddr>,
+    /// Associations at once; more are rejected as transient.
+    pub associations_max: usize,
+    /// Largest PDU we take, bytes.
+    pub pdu_bytes_max: u32,
+    /// Largest instance, bytes of data set.
+    pub instance_bytes_max: u64,
+    /// Largest total of one association, bytes.
+    pub association_bytes_max: u64,
+    /// From TCP accept to A-ASSOCIATE-RQ, ms.
+    pub handshake_timeout_ms: u64,
+    /// Between two PDUs, ms.
+    pub idle_timeout_ms: u64,
+    /// Whole association, ms.
+    pub total_timeout_ms: u64,
+    /// Free space below which storage is refused (A700), bytes.
+    pub free_bytes_min: u64,
+}
+
+impl Default for Receive {
+    fn default() -> Self {
+        Receive {
+            ae_title: AeTitle::parse("ICHD").expect("constant"),
+            listen: SocketAddr::from(([127, 0, 0, 1], 11112)),
+            calling_ae_titles: Vec::new(),
+            peer_addresses: Vec::new(),
+            associations_max: 16,
+            pdu_bytes_max: 262_144,
+            instance_bytes_max: 256 << 20,
+            association_bytes_max: 8 << 30,
+            handshake_timeout_ms: 5_000,
+            idle_timeout_ms: 60_000,
+            total_timeout_ms: 3_600_000,
+            free_bytes_min: 1 << 30,
+        }
+    }
+}
+
+/// Series assembly.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Assemble {
+    /// Quiet time after which a series with complete evidence closes, ms.
+    pub quiet_ms: u64,
+    /// Quiet time after which a series without it closes (gaps, open association, count not reached), ms.
+    pub quiet_incomplete_ms: u64,
+    /// Series held open at once; the oldest closes first.
+    pub open_series_max: usize,
+    /// Slices per series; more are set aside.
+    pub slices_max: usize,
+}
+
+impl Default for Assemble {
+    fn default() -> Self {
+        Assemble { quiet_ms: 1_500, quiet_incomplete_ms: 10_000, open_series_max: 64, slices_max: 2_000 }
+    }
+}
+
+/// The reader.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Infer {
+    /// Model package directory.
+    pub model: PathBuf,
+    /// Ed25519 public key files (hex) whose signature on a manifest is trusted.
+    pub trusted_keys: Vec<PathBuf>,
+    /// Threads that read slices; 0 means one per core.
+    pub threads: usize,
+}
+
+impl Default for Infer {
+    fn default() -> Self {
+        Infer {
+            model: "/usr/share/ichd/models/ichd-base".into(),
+            trusted_keys: vec!["/usr/share/ichd/models/keys/ichd-base.pub".into()],
+            threads: 0,
+        }
+    }
+}
+
+/// MQTT.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Alert {
+    /// Broker host name or address.
+    pub broker_host: String,
+    /// Broker port.
+    pub broker_port: u16,
+    /// Mutual TLS to the broker; may be absent only on loopback.
+    pub tls: Option<AlertTls>,
+    /// Largest inbound MQTT packet, bytes.
+    pub inbound_bytes_max: u32,
+    /// How long a PUBACK may take before the connection is rebuilt, ms.
+    pub puback_timeout_ms: u64,
+    /// How long an alert document lives, s.
+    pub expiry_s: u32,
+}
+
+impl Default for Alert {
+    fn default() -> Self {
+        Alert {
+            broker_host: "127.0.0.1".into(),
+            broker_port: 1883,
+            tls: None,
+            inbound_bytes_max: 1 << 20,
+            puback_timeout_ms: 5_000,
+            expiry_s: 43_200,
+        }
+    }
+}
+
+/// Mutual TLS material; all PEM files.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct AlertTls {
+    /// Certificate authority of the broker.
+    pub ca: PathBuf,
+    /// Our certificate; its CN is our device name.
+    pub certificate: PathBuf,
+    /// Our private key.
+    pub key: PathBuf,
+}
+
+/// Liveness.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Health {
+    /// Heartbeat on MQTT, s.
+    pub heartbeat_s: u64,
+    /// A stage that does not beat for this long makes the watchdog starve, s.
+    pub stage_silence_max_s: u64,
+    /// How long a drain may take after SIGTERM, ms.
+    pub drain_ms: u64,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Health { heartbeat_s: 20, stage_silence_max_s: 30, drain_ms: 10_000 }
+    }
+}
+
+/// Why a configuration cannot be used; exit code 78.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("failed to read configuration `{path}`")]
+    Read {
+        /// File asked for.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Not TOML, or a key is unknown, missing or of the wrong type.
+    #[error("in `{path}`: {detail}")]
+    Parse {
+        /// File in which it stands.
+        path: PathBuf,
+        /// Line, key, and the nearest right name where there is one.
+        detail: String,
+    },
+    /// A value is out of its range.
+    #[error("{key} {problem}; {mend}")]
+    Value {
+        /// Table and key.
+        key: &'static str,
+        /// What is wrong with it.
+        problem: String,
+        /// What to write instead.
+        mend: String,
+    },
+}
+
+impl Config {
+    /// Reads the file and the drop-ins of `<file>.d/*.toml` in name order (tables merge, later values win).
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let mut merged = read_table(path)?;
+        let drop_ins = path.with_extension("toml.d");
+        if drop_ins.is_dir() {
+            let read = |source| ConfigError::Read { path: drop_ins.clone(), source };
+            let mut files: Vec<PathBuf> =
+                std::fs::read_dir(&drop_ins).map_err(read)?.filter_map(|e| Some(e.ok()?.path())).collect();
+            files.retain(|f| f.extension().is_some_and(|e| e == "toml"));
+            files.sort();
+            for file in files {
+                merge(&mut merged, read_table(&file)?);
+            }
+        }
+        let text = toml::to_string(&merged)
+            .map_err(|e| ConfigError::Parse { path: path.into(), detail: e.to_string() })?;
+        Self::parse(&text).map_err(|detail| ConfigError::Parse { path: path.into(), detail }).and_then(|mut c| {
+            if let Some(dir) = std::env::var_os("STATE_DIRECTORY") {
+                c.state.directory = dir.into();
+            }
+            c.validate()?;
+            Ok(c)
+        })
+    }
+
+    /// Parses configuration text; the message names the key and the nearest right one.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|e| with_suggestion(e.message()))
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        let bad = |key, problem: &str, mend: &str| {
+            Err(ConfigError::Value { key, problem: problem.into(), mend: mend.into() })
+        };
+        let level = |s: &str| {
+            !s.is_empty()
+                && s.len() <= 32
+                && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        };
+        if !level(&self.site.name) {
+            return bad("site.name", "is not a topic level", "use 1 to 32 lower-case letters, digits and hyphens");
+        }
+        if !level(&self.site.device) {
+            return bad("site.device", "is not a topic level", "use 1 to 32 lower-case letters, digits and hyphens");
+        }
+        if !(4_096..=1 << 20).contains(&self.receive.pdu_bytes_max) {
+            return bad("receive.pdu-bytes-max", "is out of range", "choose 4096 to 1048576 bytes");
+        }
+        if self.receive.associations_max == 0 {
+            return bad("receive.associations-max", "is 0", "allow at least 1 association");
+        }
+        if self.assemble.quiet_ms > self.assemble.quiet_incomplete_ms {
+            return bad("assemble.quiet-ms", "exceeds quiet-incomplete-ms", "lower it, or raise the other");
+        }
+        if self.assemble.slices_max < 2 || self.assemble.open_series_max == 0 {
+            return bad("assemble", "allows no series", "set slices-max >= 2 and open-series-max >= 1");
+        }
+        if self.health.heartbeat_s == 0 || self.health.stage_silence_max_s == 0 {
+            return bad("health", "has a zero interval", "use at least 1 s");
+        }
+        let loopback = self.alert.broker_host == "localhost"
+            || self.alert.broker_host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        if self.alert.tls.is_none() && !loopback {
+            return bad("alert.tls", "is missing though the broker is not on this machine", "add [alert.tls] with ca, certificate and key");
+        }
+        Ok(())
+    }
+}
+
+fn read_table(path: &Path) -> Result<toml::Table, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.into(), source })?;
+    text.parse().map_err(|e: toml::de::Error| ConfigError::Parse { path: path.into(), detail: e.to_string() })
+}
+
+fn merge(into: &mut toml::Table, from: toml::Table) {
+    for (key, value) in from {
+        match (into.get_mut(&key), value) {
+            (Some(toml::Value::Table(old)), toml::Value::Table(new)) => merge(old, new),
+            (_, value) => {
+                into.insert(key, value);
+            }
+        }
+    }
+}
+
+/// Adds "did you mean" to serde's "unknown field `x`, expected one of `a`, `b`".
+fn with_suggestion(message: &str) -> String {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let (true, Some(wrong)) = (message.starts_with("unknown field"), quoted.next()) else {
+        return message.to_owned();
+    };
+    let nearest = quoted.map(|name| (strsim::osa_distance(wrong, name), name)).min();
+    match nearest {
+        Some((distance, name)) if distance <= 3.max(wrong.len() / 3) => {
+            format!("unknown key `{wrong}`, did you mean `{name}`?")
+        }
+        _ => message.replacen("unknown field", "unknown key", 1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SITE: &str = "[site]\nname = \"north\"\ndevice = \"ct-1\"\nprofile = \"assist\"\n";
+
+    fn check(text: &str) -> Result<(), String> {
+        let config = Config::parse(&format!("{SITE}{text}"))?;
+        config.validate().map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_smallest_configuration_is_safe() {
+        let config = Config::parse(SITE).unwrap();
+        assert!(config.receive.listen.ip().is_loopback());
+        assert!(config.receive.calling_ae_titles.is_empty());
+        check("").unwrap();
+    }
+
+    #[test]
+    fn the_shipped_example_loads_and_names_assist() {
+        let config = Config::load(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/ichd.toml"))).unwrap();
+        assert_eq!(config.site.profile, Profile::Assist);
+    }
+
+    #[test]
+    fn an_unknown_key_is_answered_with_the_nearest_right_one() {
+        let message = check("[receive]\nae-titel = \"ICHD\"\n").unwrap_err();
+        assert_eq!(message, "unknown key `ae-titel`, did you mean `ae-title`?");
+    }
+
+    #[test]
+    fn a_bad_value_names_key_and_mend() {
+        let message = check("[alert]\nbroker-host = \"10.0.0.9\"\n").unwrap_err();
+        assert!(message.contains("alert.tls") && message.contains("add [alert.tls]"), "{message}");
+        assert!(check("[receive]\npdu-bytes-max = 16\n").unwrap_err().contains("receive.pdu-bytes-max"));
+        assert!(Config::parse("[site]\nname = \"north\"\ndevice = \"ct-1\"\n").unwrap_err().contains("profile"));
+    }
+}

@@ -1,0 +1,34 @@
+//! `ichd` reads head CT beside the scanner and alerts people to a suspected intracranial hemorrhage.
+//!
+//! A study flows one way through the modules below, in this order; each noun knows more than the one before:
+//!
+//! ```text
+//! receive --Instance--> spool --SliceHeader--> assemble --Volume--> infer --Reading--> decide --Verdict--> alert
+//! ```
+//!
+//! Beside the line: `config`, `clock`, `health`, `ledger`. Only [`daemon`] knows every stage.
+#![forbid(unsafe_code)]
+
+pub mod dicom;
+
+pub mod receive;
+pub mod spool;
+
+pub mod assemble;
+
+pub mod infer;
+
+pub mod decide;
+
+pub mod alert;
+pub mod ledger;
+
+pub mod clock;
+pub mod config;
+pub mod health;
+
+pub mod cli;
+pub mod daemon;
+
+/// Program version that stands in every verdict, status document and association response.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,4 @@
+//! Arguments -> journal -> configuration -> daemon -> exit code.
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! Storage SCP: the scanner's side of the house.
+//!
+//! Stub: replaced by its owner.
