@@ -13,7 +13,9 @@ pub fn now() -> Instant {
 
 /// Milliseconds since the Unix epoch by the wall clock; 0 if the clock stands before 1970.
 pub fn wall_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// RFC 3339 UTC text with milliseconds, for documents that people and other systems read.

@@ -272,13 +272,15 @@ impl Config {
         }
         let text = toml::to_string(&merged)
             .map_err(|e| ConfigError::Parse { path: path.into(), detail: e.to_string() })?;
-        Self::parse(&text).map_err(|detail| ConfigError::Parse { path: path.into(), detail }).and_then(|mut c| {
-            if let Some(dir) = std::env::var_os("STATE_DIRECTORY") {
-                c.state.directory = dir.into();
-            }
-            c.validate()?;
-            Ok(c)
-        })
+        Self::parse(&text).map_err(|detail| ConfigError::Parse { path: path.into(), detail }).and_then(
+            |mut c| {
+                if let Some(dir) = std::env::var_os("STATE_DIRECTORY") {
+                    c.state.directory = dir.into();
+                }
+                c.validate()?;
+                Ok(c)
+            },
+        )
     }
 
     /// Parses configuration text; the message names the key and the nearest right one.
@@ -296,10 +298,18 @@ impl Config {
                 && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         };
         if !level(&self.site.name) {
-            return bad("site.name", "is not a topic level", "use 1 to 32 lower-case letters, digits and hyphens");
+            return bad(
+                "site.name",
+                "is not a topic level",
+                "use 1 to 32 lower-case letters, digits and hyphens",
+            );
         }
         if !level(&self.site.device) {
-            return bad("site.device", "is not a topic level", "use 1 to 32 lower-case letters, digits and hyphens");
+            return bad(
+                "site.device",
+                "is not a topic level",
+                "use 1 to 32 lower-case letters, digits and hyphens",
+            );
         }
         if !(4_096..=1 << 20).contains(&self.receive.pdu_bytes_max) {
             return bad("receive.pdu-bytes-max", "is out of range", "choose 4096 to 1048576 bytes");
@@ -319,15 +329,19 @@ impl Config {
         let loopback = self.alert.broker_host == "localhost"
             || self.alert.broker_host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
         if self.alert.tls.is_none() && !loopback {
-            return bad("alert.tls", "is missing though the broker is not on this machine", "add [alert.tls] with ca, certificate and key");
+            return bad(
+                "alert.tls",
+                "is missing though the broker is not on this machine",
+                "add [alert.tls] with ca, certificate and key",
+            );
         }
         Ok(())
     }
 }
 
 fn read_table(path: &Path) -> Result<toml::Table, ConfigError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ConfigError::Read { path: path.into(), source })?;
+    let text =
+        std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
     text.parse().map_err(|e: toml::de::Error| ConfigError::Parse { path: path.into(), detail: e.to_string() })
 }
 
@@ -393,6 +407,8 @@ mod tests {
         let message = check("[alert]\nbroker-host = \"10.0.0.9\"\n").unwrap_err();
         assert!(message.contains("alert.tls") && message.contains("add [alert.tls]"), "{message}");
         assert!(check("[receive]\npdu-bytes-max = 16\n").unwrap_err().contains("receive.pdu-bytes-max"));
-        assert!(Config::parse("[site]\nname = \"north\"\ndevice = \"ct-1\"\n").unwrap_err().contains("profile"));
+        assert!(
+            Config::parse("[site]\nname = \"north\"\ndevice = \"ct-1\"\n").unwrap_err().contains("profile")
+        );
     }
 }

@@ -4,9 +4,15 @@
 //! Deliberately absent: instance number, Slice Thickness, Spacing Between Slices and the tilt tag never place a
 //! slice; vendors disagree on all four.
 
+pub mod assembler;
+pub mod driver;
+pub mod geometry;
+pub mod study;
+
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::dicom::{SeriesUid, StudyUid};
 use crate::spool::Instance;
@@ -21,7 +27,7 @@ pub struct PlacedSlice {
 }
 
 /// Something true of the geometry that a reader of the result should know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Flag {
     /// At least one step is about a whole multiple of the usual one: slices are missing.
@@ -38,6 +44,8 @@ pub enum Flag {
     Contrast,
     /// The same SOP Instance UID arrived with different content; the first one was read.
     ConflictingDuplicate,
+    /// Several images lie at one position; one of each was read.
+    RepeatedPosition,
 }
 
 /// All slices of one series that lie on one stack.
@@ -61,5 +69,90 @@ pub struct Volume {
     pub revision: u32,
 }
 
+impl Volume {
+    /// Every instance of the series, placed or not.
+    pub fn instances(&self) -> impl Iterator<Item = &Instance> {
+        self.slices.iter().map(|s| &s.instance).chain(&self.unplaced)
+    }
+
+    /// SHA-256 over the sorted (SOP Instance UID, data set hash) pairs, hex: what was read, whatever order it came in.
+    pub fn input_sha256(&self) -> String {
+        let mut pairs: Vec<_> = self.instances().map(|i| (&i.header.sop, i.sha256)).collect();
+        pairs.sort();
+        let mut hash = Sha256::new();
+        for (sop, sha256) in pairs {
+            hash.update(sop.as_str());
+            hash.update([0]);
+            hash.update(sha256);
+        }
+        hex(&hash.finalize())
+    }
+
+    /// Distance from the lowest to the highest slice, mm.
+    pub fn coverage_mm(&self) -> f64 {
+        self.steps_mm.iter().sum()
+    }
+}
+
+/// Lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
 /// A volume shared between stages.
 pub type SharedVolume = Arc<Volume>;
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! Instances without files, for tests of the pure stages.
+
+    use super::*;
+    use crate::dicom::{Phi, PlaneGeometry, SliceHeader, SopInstanceUid};
+
+    pub fn study_uid() -> StudyUid {
+        StudyUid::parse("1.2.3").unwrap()
+    }
+
+    pub fn series_uid() -> SeriesUid {
+        SeriesUid::parse("1.2.3.4").unwrap()
+    }
+
+    /// An axial 512 x 512 slice of 5 mm at height `z_mm`; UIDs sort by `index`.
+    pub fn instance_at(index: usize, z_mm: f64) -> Instance {
+        Instance {
+            header: Arc::new(SliceHeader {
+                study: study_uid(),
+                series: series_uid(),
+                sop: SopInstanceUid::parse(&format!("1.2.3.4.{}", 1000 + index)).unwrap(),
+                sop_class: "1.2.840.10008.5.1.4.1.1.2".into(),
+                transfer_syntax: "1.2.840.10008.1.2.1".into(),
+                modality: "CT".into(),
+                image_type: vec!["ORIGINAL".into(), "PRIMARY".into(), "AXIAL".into()],
+                geometry: Some(PlaneGeometry {
+                    position_mm: [-120.0, -120.0, z_mm],
+                    row: [1.0, 0.0, 0.0],
+                    column: [0.0, 1.0, 0.0],
+                    pixel_spacing_mm: [0.47, 0.47],
+                }),
+                rows: 512,
+                columns: 512,
+                frames: 1,
+                has_pixels: true,
+                samples_per_pixel: 1,
+                instance_number: Some(index as i32),
+                slice_thickness_mm: Some(5.0),
+                kernel: Some("H31s".into()),
+                body_part: Some("HEAD".into()),
+                contrast: false,
+                lossy: false,
+                images_in_acquisition: None,
+                acquired_at: None,
+                accession_number: Phi::default(),
+                patient_id: Phi::default(),
+                patient_name: Phi::default(),
+            }),
+            path: format!("{index}.dcm").into(),
+            sha256: [index as u8; 32],
+        }
+    }
+}

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::assemble::{Flag, Volume};
 use crate::dicom::{SeriesUid, SopInstanceUid, StudyUid};
-use crate::infer::{Class, ModelId, Reading, Scores};
+use crate::infer::{Class, ModelId, Reading, Scores, SliceReading};
 
 /// Why a series was not analysed; the text form is a stable code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -239,5 +239,277 @@ pub struct Verdict {
     pub program: String,
 }
 
-#[expect(unused_imports, reason = "filled in next")]
-use {Reading as _, Volume as _};
+/// Judges one volume. Without a reading the caller says why.
+pub fn decide(volume: &Volume, stage: Stage, reading: Result<&Reading, Why>, policy: &Policy) -> Verdict {
+    let judged = reading.and_then(|reading| {
+        let tissue: Vec<_> = reading.slices.iter().map(|s| s.tissue).collect();
+        suitability::by_pixels(&tissue).map(|()| reading)
+    });
+    let (disposition, reading) = match judged {
+        Err(why) => (Disposition::NotAnalysed(why), None),
+        Ok(reading) => (dispose(volume, reading, policy.point(stage), &policy.tiers), Some(reading)),
+    };
+    Verdict {
+        study: volume.study.clone(),
+        series: volume.series.clone(),
+        stage,
+        disposition,
+        scores: reading.map(|r| r.series),
+        slices: reading.map_or_else(Vec::new, |r| r.slices.iter().map(SliceScores::from).collect()),
+        flags: volume.flags.clone(),
+        instances: volume.slices.len() + volume.unplaced.len(),
+        model: reading.map(|r| r.model.clone()),
+        input_sha256: volume.input_sha256(),
+        program: crate::VERSION.to_owned(),
+    }
+}
+
+impl Policy {
+    /// The operating point for a stage.
+    pub fn point(&self, stage: Stage) -> &OperatingPoint {
+        match stage {
+            Stage::Provisional => &self.provisional,
+            Stage::Final => &self.complete,
+        }
+    }
+}
+
+impl From<&SliceReading> for SliceScores {
+    fn from(s: &SliceReading) -> Self {
+        SliceScores { sop_uid: s.sop.clone(), z_mm: s.z_mm, base: s.base, seq1: s.seq1, fused: s.fused }
+    }
+}
+
+fn dispose(volume: &Volume, reading: &Reading, point: &OperatingPoint, tiers: &[TierRule]) -> Disposition {
+    let any_min = point.thresholds[Class::Any.index()];
+    let any = |s: &SliceReading| s.fused.of(Class::Any);
+    // The first of equal slices is the key slice, so that the answer is one.
+    let key = reading.slices.iter().enumerate().rev().max_by(|a, b| any(a.1).total_cmp(&any(b.1)));
+    let Some((key, key_slice)) = key.filter(|_| reading.series.of(Class::Any) >= any_min) else {
+        return Disposition::NotSuspected;
+    };
+    let mut subtypes: Vec<Class> = Class::ALL[1..]
+        .iter()
+        .copied()
+        .filter(|c| reading.series.of(*c) >= point.thresholds[c.index()])
+        .collect();
+    subtypes.sort_by(|a, b| reading.series.of(*b).total_cmp(&reading.series.of(*a)));
+    // The range is the run of slices around the key slice that stay above half the threshold.
+    let in_run = |s: &SliceReading| any(s) >= 0.5 * any_min;
+    let first = (0..=key).rev().take_while(|&i| i == key || in_run(&reading.slices[i])).last().unwrap_or(key);
+    let last = (key..reading.slices.len())
+        .take_while(|&i| i == key || in_run(&reading.slices[i]))
+        .last()
+        .unwrap_or(key);
+    let run = &reading.slices[first..=last];
+    let (left, right) =
+        run.iter().fold((0.0, 0.0), |(l, r), s| (l + s.lesion.left_cm2, r + s.lesion.right_cm2));
+    let tier = tiers.iter().find(|t| reading.series.of(Class::Any) >= t.any_min).or(tiers.last());
+    Disposition::Suspected(Finding {
+        side: side(left, right, subtypes.first()),
+        volume_ml: (left + right > 0.0).then(|| volume_ml(reading, first, last)),
+        subtypes,
+        key_sop_uid: key_slice.sop.clone(),
+        slice_range: [place_of(volume, &run[0]), place_of(volume, &run[run.len() - 1])],
+        tier: tier.map_or_else(
+            || Tier { name: "suspected".into(), priority: 1 },
+            |t| Tier { name: t.name.clone(), priority: t.priority },
+        ),
+    })
+}
+
+/// Thin series are read in part; ranges are given in slices of the series all the same.
+fn place_of(volume: &Volume, slice: &SliceReading) -> usize {
+    volume.slices.iter().position(|s| s.instance.header.sop == slice.sop).unwrap_or(0)
+}
+
+fn side(left_cm2: f32, right_cm2: f32, first: Option<&Class>) -> Option<Side> {
+    const SHARE: f32 = 0.75;
+    let total = left_cm2 + right_cm2;
+    match left_cm2 / total {
+        share if !share.is_finite() => None,
+        share if share >= SHARE => Some(Side::Left),
+        share if share <= 1.0 - SHARE => Some(Side::Right),
+        _ if first == Some(&Class::Intraventricular) => Some(Side::Midline),
+        _ => Some(Side::Both),
+    }
+}
+
+/// Area of the lesion map times the step each slice stands for, rounded to 0.1 mL.
+fn volume_ml(reading: &Reading, first: usize, last: usize) -> f32 {
+    let z = |i: usize| reading.slices[i].z_mm;
+    let n = reading.slices.len();
+    let sum: f64 = (first..=last)
+        .map(|i| {
+            let (below, above) = (i.saturating_sub(1), (i + 1).min(n - 1));
+            let step_cm = (z(above) - z(below)) / (above - below).max(1) as f64 / 10.0;
+            let area = &reading.slices[i].lesion;
+            f64::from(area.left_cm2 + area.right_cm2) * step_cm
+        })
+        .sum();
+    (sum * 10.0).round() as f32 / 10.0
+}
+
+impl Verdict {
+    /// The bytes that a replay must reproduce: one line of JSON, keys in fixed order, no times.
+    pub fn canonical_json(&self) -> String {
+        let finding = match &self.disposition {
+            Disposition::Suspected(finding) => Some(finding),
+            _ => None,
+        };
+        let line = CanonicalVerdict {
+            schema: 1,
+            study_uid: &self.study,
+            series_uid: &self.series,
+            stage: self.stage,
+            disposition: self.disposition.as_str(),
+            reason: self.disposition.why().map(Why::code),
+            scores: self.scores.as_ref().map(NamedScores::from),
+            slices: &self.slices,
+            finding,
+            flags: &self.flags,
+            instances: self.instances,
+            model: self.model.as_ref(),
+            input_sha256: &self.input_sha256,
+            program: &self.program,
+        };
+        serde_json::to_string(&line).unwrap_or_else(|e| unreachable!("plain data serialises: {e}"))
+    }
+}
+
+#[derive(Serialize)]
+struct CanonicalVerdict<'a> {
+    schema: u32,
+    study_uid: &'a StudyUid,
+    series_uid: &'a SeriesUid,
+    stage: Stage,
+    disposition: &'static str,
+    reason: Option<&'static str>,
+    scores: Option<NamedScores>,
+    slices: &'a [SliceScores],
+    finding: Option<&'a Finding>,
+    flags: &'a [Flag],
+    instances: usize,
+    model: Option<&'a ModelId>,
+    input_sha256: &'a str,
+    program: &'a str,
+}
+
+/// Scores with their class names, for people and other programs.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct NamedScores {
+    any: f32,
+    epidural: f32,
+    intraparenchymal: f32,
+    intraventricular: f32,
+    subarachnoid: f32,
+    subdural: f32,
+}
+
+impl From<&Scores> for NamedScores {
+    fn from(scores: &Scores) -> Self {
+        let [any, epidural, intraparenchymal, intraventricular, subarachnoid, subdural] = scores.0;
+        NamedScores { any, epidural, intraparenchymal, intraventricular, subarachnoid, subdural }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::assemble::geometry::place;
+    use crate::assemble::testing::{instance_at, series_uid, study_uid};
+    use crate::infer::{LesionArea, Timings, Tissue};
+    use proptest::prelude::*;
+
+    fn policy() -> Policy {
+        let point = |name: &str, any: f32| OperatingPoint {
+            name: name.into(),
+            thresholds: [any, 0.5, 0.5, 0.5, 0.5, 0.5],
+            provenance: "test".into(),
+        };
+        let tier = |name: &str, any_min, priority| TierRule { name: name.into(), any_min, priority };
+        Policy {
+            complete: point("final", 0.5),
+            provisional: point("provisional", 0.9),
+            tiers: vec![tier("urgent", 0.9, 1), tier("prompt", 0.0, 2)],
+        }
+    }
+
+    fn volume(n: usize) -> Volume {
+        place(study_uid(), series_uid(), (0..n).map(|i| instance_at(i, i as f64 * 5.0)).collect())
+    }
+
+    fn reading(volume: &Volume, any: &[f32], subdural: f32, left_cm2: f32) -> Reading {
+        let slices = volume.slices.iter().zip(any).map(|(s, &p)| {
+            let scores = Scores([p, 0.0, 0.1, 0.0, 0.0, p * subdural]);
+            SliceReading {
+                sop: s.instance.header.sop.clone(),
+                z_mm: s.z_mm,
+                base: scores,
+                seq1: scores,
+                fused: scores,
+                tissue: Tissue { enclosed_cm2: 150.0, brain_cm2: 140.0, body_cm2: 200.0, blank: false },
+                lesion: LesionArea { left_cm2: if p > 0.5 { left_cm2 } else { 0.0 }, right_cm2: 0.0 },
+            }
+        });
+        let slices: Vec<_> = slices.collect();
+        let mut series = Scores::default();
+        for s in &slices {
+            for c in 0..6 {
+                series.0[c] = series.0[c].max(s.fused.0[c]);
+            }
+        }
+        let model = ModelId { id: "m".into(), version: "1".into(), sha256: "00".into() };
+        Reading { series, slices, model, ms: Timings::default() }
+    }
+
+    #[test]
+    fn a_run_of_suspected_slices_becomes_type_side_range_and_volume() {
+        let volume = volume(10);
+        let any = [0.0, 0.1, 0.3, 0.8, 0.95, 0.8, 0.1, 0.0, 0.0, 0.0];
+        let verdict = decide(&volume, Stage::Final, Ok(&reading(&volume, &any, 0.9, 4.0)), &policy());
+        let Disposition::Suspected(finding) = &verdict.disposition else { panic!("{verdict:?}") };
+        assert_eq!(finding.subtypes, [Class::Subdural]);
+        assert_eq!(finding.slice_range, [2, 5]);
+        assert_eq!(finding.side, Some(Side::Left));
+        assert_eq!(finding.volume_ml, Some(6.0));
+        assert_eq!(finding.key_sop_uid, volume.slices[4].instance.header.sop);
+        assert_eq!(finding.tier.name, "urgent");
+    }
+
+    #[test]
+    fn the_provisional_point_is_stricter() {
+        let volume = volume(10);
+        let r = reading(&volume, &[0.7; 10], 0.0, 0.0);
+        assert_eq!(
+            decide(&volume, Stage::Provisional, Ok(&r), &policy()).disposition,
+            Disposition::NotSuspected
+        );
+        assert_eq!(decide(&volume, Stage::Final, Ok(&r), &policy()).disposition.as_str(), "suspected");
+    }
+
+    #[test]
+    fn a_failed_reading_is_never_not_suspected() {
+        let volume = volume(10);
+        let verdict = decide(&volume, Stage::Final, Err(Why::Crashed), &policy());
+        assert_eq!(verdict.disposition, Disposition::NotAnalysed(Why::Crashed));
+        assert!(verdict.canonical_json().contains("\"reason\":\"crashed\""));
+        let mut air = reading(&volume, &[0.0; 10], 0.0, 0.0);
+        air.slices.iter_mut().for_each(|s| s.tissue.brain_cm2 = 0.0);
+        let verdict = decide(&volume, Stage::Final, Ok(&air), &policy());
+        assert_eq!(verdict.disposition, Disposition::NotAnalysed(Why::NoBrainTissue));
+        assert_eq!(verdict.scores, None);
+    }
+
+    proptest! {
+        #[test]
+        fn raising_a_probability_never_lowers_the_alarm(any in prop::collection::vec(0.0f32..1.0, 10), at in 0usize..10) {
+            let volume = volume(10);
+            let suspected = |any: &[f32]| decide(&volume, Stage::Final, Ok(&reading(&volume, any, 0.5, 1.0)), &policy()).disposition.as_str() == "suspected";
+            let mut raised = any.clone();
+            raised[at] = 1.0;
+            prop_assert!(suspected(&raised));
+            prop_assert_eq!(suspected(&any), any.iter().any(|p| *p >= 0.5));
+        }
+    }
+}

@@ -33,7 +33,9 @@ impl AeTitle {
         match text.len() {
             0 => Err(AeTitleError::Empty),
             length @ 17.. => Err(AeTitleError::TooLong { length }),
-            _ if !text.bytes().all(|b| (0x20..0x7f).contains(&b) && b != b'\\') => Err(AeTitleError::BadCharacter),
+            _ if !text.bytes().all(|b| (0x20..0x7f).contains(&b) && b != b'\\') => {
+                Err(AeTitleError::BadCharacter)
+            }
             _ => Ok(AeTitle(text.into())),
         }
     }

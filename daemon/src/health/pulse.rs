@@ -1,7 +1,7 @@
 //! One pulse per stage. A stage beats when it has made progress or has looked and found nothing to do.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Given to one stage; cheap to clone and to beat.

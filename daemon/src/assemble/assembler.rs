@@ -1,0 +1,456 @@
+//! When a series is complete. A pure machine that is given the time; [`super::driver`] owns timers and channels.
+//!
+//! ```text
+//!            first slice                quiet time over, or orderly release of a whole series
+//!   (none) --------------> open ----------------------------------------------------------> closed
+//!                           ^                                                                 |
+//!                           '------------------------ late slice (revision + 1) --------------'
+//! ```
+//!
+//! Evidence that a series is complete: its steps show no missing slice, the count the scanner announced is reached,
+//! and no association that carried it is still open. With the evidence a short quiet time closes it, without it a
+//! long one. One sender uses an association per study, another one per image: an orderly release therefore closes at
+//! once only what that association carried more than one slice of.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{Flag, SharedVolume, geometry, study};
+use crate::decide::suitability;
+use crate::dicom::{SeriesUid, SopInstanceUid, StudyUid};
+use crate::spool::Instance;
+
+/// Quiet times and bounds; see `config::Assemble`.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Quiet time with evidence of completeness.
+    pub quiet: Duration,
+    /// Quiet time without.
+    pub quiet_incomplete: Duration,
+    /// Open series held at once.
+    pub open_series_max: usize,
+    /// Slices per series.
+    pub slices_max: usize,
+    /// Closed series remembered so that a late slice finds its fellows without a look at the disk.
+    pub closed_series_max: usize,
+}
+
+/// What the shell must do next.
+#[derive(Debug, Clone)]
+pub enum Action {
+    /// A slice joined an open, suitable series: read ahead.
+    Arriving(SharedVolume),
+    /// The series is complete and is the one of its study to read, or is unsuitable by its headers.
+    Complete(SharedVolume),
+    /// The series is complete, but a better one of the same study is read instead.
+    NotChosen(SharedVolume),
+}
+
+#[derive(Debug)]
+struct Series {
+    study: StudyUid,
+    instances: BTreeMap<SopInstanceUid, Instance>,
+    /// Associations still open that carried it, with how many slices each.
+    carriers: HashMap<u64, usize>,
+    /// All carriers so far ended by an orderly release.
+    orderly: bool,
+    /// The most slices that one carrier brought.
+    carried_max: usize,
+    last_arrival: Instant,
+    gap_max: Duration,
+    conflicting: bool,
+    closed: bool,
+    /// Reading it failed for a reason of its own; the next best series of the study takes its place.
+    failed: bool,
+    revision: u32,
+    /// Made anew after each change; shared with the reader.
+    volume: Option<SharedVolume>,
+}
+
+impl Series {
+    fn new(study: StudyUid, now: Instant) -> Self {
+        Series {
+            study,
+            instances: BTreeMap::new(),
+            carriers: HashMap::new(),
+            orderly: true,
+            carried_max: 0,
+            last_arrival: now,
+            gap_max: Duration::ZERO,
+            conflicting: false,
+            closed: false,
+            failed: false,
+            revision: 0,
+            volume: None,
+        }
+    }
+
+    fn volume(&mut self, series: &SeriesUid) -> SharedVolume {
+        let make = || {
+            let instances = self.instances.values().cloned().collect();
+            let mut volume = geometry::place(self.study.clone(), series.clone(), instances);
+            volume.revision = self.revision;
+            if self.conflicting {
+                volume.flags.push(Flag::ConflictingDuplicate);
+                volume.flags.sort_unstable();
+            }
+            Arc::new(volume)
+        };
+        self.volume.get_or_insert_with(make).clone()
+    }
+
+    /// Nothing in the geometry or the headers says that slices are still to come.
+    fn is_contiguous(&mut self, series: &SeriesUid) -> bool {
+        let volume = self.volume(series);
+        let announced = volume.instances().filter_map(|i| i.header.images_in_acquisition).max().unwrap_or(0);
+        volume.slices.len() >= suitability::SLICES_MIN
+            && !volume.flags.contains(&Flag::MissingSlices)
+            && self.instances.len() >= announced as usize
+    }
+
+    fn closes_at(&mut self, series: &SeriesUid, limits: &Limits) -> Instant {
+        let wait = match (self.is_contiguous(series), self.carriers.is_empty()) {
+            (true, true) if self.orderly && self.carried_max > 1 => Duration::ZERO,
+            // A slow sender shows in its own gaps; wait for at least a few of them.
+            (true, true) => limits.quiet.max(self.gap_max * 3).min(limits.quiet_incomplete),
+            _ => limits.quiet_incomplete,
+        };
+        self.last_arrival + wait
+    }
+}
+
+/// The open and recently closed series. Owner of what is complete and what is not.
+#[derive(Debug)]
+pub struct Assembler {
+    limits: Limits,
+    series: BTreeMap<SeriesUid, Series>,
+    /// Closed series, oldest first.
+    closed_order: Vec<SeriesUid>,
+}
+
+impl Assembler {
+    /// Nothing open.
+    pub fn new(limits: Limits) -> Self {
+        Assembler { limits, series: BTreeMap::new(), closed_order: Vec::new() }
+    }
+
+    /// Whether the series is in memory; if not, the driver restores what the spool holds of it first.
+    pub fn knows(&self, series: &SeriesUid) -> bool {
+        self.series.contains_key(series)
+    }
+
+    /// Number of open series, for health.
+    pub fn n_open(&self) -> usize {
+        self.series.values().filter(|s| !s.closed).count()
+    }
+
+    /// Takes over what the spool holds of one series after a restart. `read_input` is the input hash of the verdict
+    /// in the ledger: if nothing arrived since, the series stays closed.
+    pub fn restore(&mut self, now: Instant, instances: Vec<Instance>, read_input: Option<(&str, u32)>) {
+        let Some(first) = instances.first() else { return };
+        let (study, series_uid) = (first.header.study.clone(), first.header.series.clone());
+        let mut series = Series::new(study, now);
+        series.instances = instances.into_iter().map(|i| (i.header.sop.clone(), i)).collect();
+        if let Some((sha256, revision)) = read_input {
+            series.revision = revision;
+            series.closed = series.volume(&series_uid).input_sha256() == sha256;
+            if series.closed {
+                self.closed_order.push(series_uid.clone());
+            } else {
+                series.revision += 1;
+                series.volume = None;
+            }
+        }
+        self.series.insert(series_uid, series);
+        self.forget_oldest_closed();
+    }
+
+    /// An instance is on disk.
+    pub fn on_stored(&mut self, now: Instant, association: Option<u64>, instance: Instance) -> Vec<Action> {
+        let (uid, study) = (instance.header.series.clone(), instance.header.study.clone());
+        let series = self.series.entry(uid.clone()).or_insert_with(|| Series::new(study, now));
+        if let Some(association) = association {
+            let carried = series.carriers.entry(association).or_default();
+            *carried += 1;
+            series.carried_max = series.carried_max.max(*carried);
+        }
+        if series.instances.contains_key(&instance.header.sop) {
+            return Vec::new();
+        }
+        if series.closed {
+            series.closed = false;
+            series.failed = false;
+            series.revision += 1;
+            self.closed_order.retain(|u| *u != uid);
+        } else if !series.instances.is_empty() {
+            series.gap_max = series.gap_max.max(now.saturating_duration_since(series.last_arrival));
+        }
+        series.last_arrival = now;
+        series.instances.insert(instance.header.sop.clone(), instance);
+        series.volume = None;
+        let volume = series.volume(&uid);
+        let mut actions = self.close_surplus();
+        if volume.slices.len() >= 3 && suitable_so_far(&volume, self.limits.slices_max) {
+            actions.push(Action::Arriving(volume));
+        }
+        actions
+    }
+
+    /// The same SOP Instance UID came with other content; the first one stays.
+    pub fn on_conflict(&mut self, series: &SeriesUid) {
+        if let Some(series) = self.series.get_mut(series) {
+            series.conflicting = true;
+            series.volume = None;
+        }
+    }
+
+    /// An association ended.
+    pub fn on_released(&mut self, now: Instant, association: u64, orderly: bool) -> Vec<Action> {
+        for series in self.series.values_mut() {
+            if series.carriers.remove(&association).is_some() {
+                series.orderly &= orderly;
+            }
+        }
+        self.on_tick(now)
+    }
+
+    /// Closes what is due.
+    pub fn on_tick(&mut self, now: Instant) -> Vec<Action> {
+        let limits = self.limits;
+        let due: Vec<SeriesUid> = self
+            .series
+            .iter_mut()
+            .filter_map(|(uid, s)| (!s.closed && s.closes_at(uid, &limits) <= now).then(|| uid.clone()))
+            .collect();
+        due.into_iter().filter_map(|uid| self.close(&uid)).collect()
+    }
+
+    /// When [`Assembler::on_tick`] next has something to do.
+    pub fn next_deadline(&mut self) -> Option<Instant> {
+        let limits = self.limits;
+        self.series.iter_mut().filter(|(_, s)| !s.closed).map(|(uid, s)| s.closes_at(uid, &limits)).min()
+    }
+
+    /// Reading failed for a reason that lies in this one series (undecodable, crashed): the next best closed series of
+    /// the study is completed in its place.
+    pub fn on_failed(&mut self, failed: &SeriesUid) -> Option<Action> {
+        let study = {
+            let series = self.series.get_mut(failed)?;
+            series.failed = true;
+            series.study.clone()
+        };
+        let next = self.best_of(&study, |s| s.closed)?;
+        Some(Action::Complete(self.series.get_mut(&next)?.volume(&next)))
+    }
+
+    fn close(&mut self, uid: &SeriesUid) -> Option<Action> {
+        let series = self.series.get_mut(uid)?;
+        series.closed = true;
+        self.closed_order.push(uid.clone());
+        let (volume, study) = (series.volume(uid), series.study.clone());
+        let unsuitable = suitability::by_headers(&volume, self.limits.slices_max).is_err();
+        let best = self.best_of(&study, |_| true);
+        self.forget_oldest_closed();
+        Some(match best {
+            Some(best) if !unsuitable && best != *uid => Action::NotChosen(volume),
+            _ => Action::Complete(volume),
+        })
+    }
+
+    /// The best series of a study that can still be read.
+    fn best_of(&mut self, study: &StudyUid, also: impl Fn(&Series) -> bool) -> Option<SeriesUid> {
+        let slices_max = self.limits.slices_max;
+        let candidates: Vec<SharedVolume> = self
+            .series
+            .iter_mut()
+            .filter(|(_, s)| s.study == *study && !s.failed && also(s))
+            .map(|(uid, s)| s.volume(uid))
+            .filter(|v| suitability::by_headers(v, slices_max).is_ok())
+            .collect();
+        candidates.iter().min_by(|a, b| study::compare(a, b)).map(|v| v.series.clone())
+    }
+
+    fn close_surplus(&mut self) -> Vec<Action> {
+        let mut actions = Vec::new();
+        while self.n_open() > self.limits.open_series_max {
+            let oldest = self.series.iter().filter(|(_, s)| !s.closed).min_by_key(|(_, s)| s.last_arrival);
+            let Some(uid) = oldest.map(|(uid, _)| uid.clone()) else { break };
+            actions.extend(self.close(&uid));
+        }
+        actions
+    }
+
+    fn forget_oldest_closed(&mut self) {
+        while self.closed_order.len() > self.limits.closed_series_max {
+            let uid = self.closed_order.remove(0);
+            self.series.remove(&uid);
+        }
+    }
+}
+
+/// Reading ahead is worth while unless something other than "not enough slices yet" speaks against it.
+fn suitable_so_far(volume: &super::Volume, slices_max: usize) -> bool {
+    use crate::decide::Why;
+    matches!(suitability::by_headers(volume, slices_max), Ok(()) | Err(Why::TooFewSlices | Why::TooThick))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::assemble::testing::{instance_at, series_uid};
+    use proptest::prelude::*;
+
+    const LIMITS: Limits = Limits {
+        quiet: Duration::from_millis(1_500),
+        quiet_incomplete: Duration::from_millis(10_000),
+        open_series_max: 4,
+        slices_max: 100,
+        closed_series_max: 8,
+    };
+
+    /// A script of the night: events at t milliseconds.
+    struct Night {
+        t0: Instant,
+        assembler: Assembler,
+    }
+
+    impl Night {
+        fn new() -> Self {
+            Night { t0: crate::clock::now(), assembler: Assembler::new(LIMITS) }
+        }
+
+        fn at(&self, ms: u64) -> Instant {
+            self.t0 + Duration::from_millis(ms)
+        }
+
+        fn store(&mut self, ms: u64, association: u64, index: usize) -> Vec<Action> {
+            let instance = instance_at(index, index as f64 * 5.0);
+            self.assembler.on_stored(self.at(ms), Some(association), instance)
+        }
+
+        fn completes(actions: &[Action]) -> Vec<usize> {
+            let complete = |a: &Action| match a {
+                Action::Complete(v) => Some(v.slices.len()),
+                _ => None,
+            };
+            actions.iter().filter_map(complete).collect()
+        }
+
+        fn tick(&mut self, ms: u64) -> Vec<usize> {
+            Self::completes(&self.assembler.on_tick(self.at(ms)))
+        }
+
+        fn release(&mut self, ms: u64, association: u64) -> Vec<usize> {
+            Self::completes(&self.assembler.on_released(self.at(ms), association, true))
+        }
+    }
+
+    #[test]
+    fn one_association_per_study_closes_at_its_release() {
+        let mut night = Night::new();
+        for i in 0..20 {
+            night.store(i as u64 * 250, 1, i);
+        }
+        assert!(night.tick(5_000).is_empty(), "the association is still open");
+        assert_eq!(night.release(5_010, 1), [20]);
+        assert_eq!(night.assembler.next_deadline(), None);
+    }
+
+    #[test]
+    fn one_association_per_image_waits_for_the_quiet_time() {
+        let mut night = Night::new();
+        for i in 0..20 {
+            night.store(i as u64 * 100, 100 + i as u64, i);
+            assert!(night.release(i as u64 * 100 + 10, 100 + i as u64).is_empty());
+        }
+        assert!(night.tick(1_900 + 1_499).is_empty());
+        assert_eq!(night.tick(1_900 + 1_500), [20]);
+    }
+
+    #[test]
+    fn a_gap_waits_longer_and_is_then_read_with_a_flag() {
+        let mut night = Night::new();
+        for i in (0..20).filter(|i| *i != 7) {
+            night.store(i as u64 * 100, 1, i);
+        }
+        assert!(night.release(2_000, 1).is_empty());
+        assert!(night.tick(11_899).is_empty());
+        assert_eq!(night.tick(11_900), [19]);
+    }
+
+    #[test]
+    fn late_slice_reopens_the_series() {
+        let mut night = Night::new();
+        for i in 0..12 {
+            night.store(0, 1, i);
+        }
+        assert_eq!(night.release(1, 1), [12]);
+        night.store(60_000, 2, 12);
+        let actions = night.assembler.on_tick(night.at(70_000));
+        let [Action::Complete(volume)] = &actions[..] else { panic!("{actions:?}") };
+        assert_eq!((volume.slices.len(), volume.revision), (13, 1));
+    }
+
+    #[test]
+    fn a_duplicate_changes_nothing() {
+        let mut night = Night::new();
+        for i in 0..12 {
+            night.store(0, 1, i);
+        }
+        night.release(1, 1);
+        assert!(night.store(60_000, 2, 3).is_empty());
+        assert_eq!(night.assembler.next_deadline(), None);
+    }
+
+    #[test]
+    fn a_restart_reopens_only_what_was_not_read() {
+        let mut night = Night::new();
+        let instances: Vec<_> = (0..12).map(|i| instance_at(i, i as f64 * 5.0)).collect();
+        let sha256 = geometry::place(instances[0].header.study.clone(), series_uid(), instances.clone())
+            .input_sha256();
+        night.assembler.restore(night.at(0), instances.clone(), Some((&sha256, 0)));
+        assert_eq!(night.assembler.next_deadline(), None);
+        let mut fresh = Night::new();
+        fresh.assembler.restore(fresh.at(0), instances, None);
+        assert_eq!(fresh.tick(1_500), [12]);
+    }
+
+    #[test]
+    fn too_many_open_series_close_the_oldest() {
+        let mut night = Night::new();
+        for n in 0..6 {
+            let mut instance = instance_at(0, 0.0);
+            Arc::make_mut(&mut instance.header).series = SeriesUid::parse(&format!("1.9.{n}")).unwrap();
+            night.assembler.on_stored(night.at(n), Some(n), instance);
+        }
+        assert_eq!(night.assembler.n_open(), 4);
+    }
+
+    proptest! {
+        /// Promise 2: any order, split and duplication ends in the same volume, and every series closes.
+        #[test]
+        fn any_arrival_ends_in_the_same_volume(order in Just((0..16usize).collect::<Vec<_>>()).prop_shuffle(),
+                                               split in 1usize..16, twice in any::<prop::sample::Index>()) {
+            let mut night = Night::new();
+            let mut order = order;
+            order.push(order[twice.index(16)]);
+            let mut last = None;
+            let mut ms = 0;
+            for (n, chunk) in order.chunks(split).enumerate() {
+                let mut actions = Vec::new();
+                for &i in chunk {
+                    ms += 50;
+                    actions.extend(night.store(ms, n as u64, i));
+                }
+                actions.extend(night.assembler.on_released(night.at(ms), n as u64, true));
+                last = actions.into_iter().filter_map(|a| match a { Action::Complete(v) => Some(v), _ => None }).last().or(last);
+            }
+            let closing = night.assembler.on_tick(night.at(ms + 20_000));
+            let last = closing.into_iter().filter_map(|a| match a { Action::Complete(v) => Some(v), _ => None }).last().or(last);
+            let whole = geometry::place(last.as_ref().unwrap().study.clone(), series_uid(), (0..16).map(|i| instance_at(i, i as f64 * 5.0)).collect());
+            prop_assert_eq!(last.unwrap().input_sha256(), whole.input_sha256());
+            prop_assert_eq!(night.assembler.n_open(), 0);
+        }
+    }
+}
