@@ -1,1 +1,190 @@
-//! The wiring: the only file that knows every stage. Stub.
+//! The wiring: the only file that knows every stage. It reads top to bottom in the order the data flows.
+//!
+//! Build everything (a bad model or key ends here, before a port is bound), bind, announce, serve, drain.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use crate::alert::publisher;
+use crate::config::Config;
+use crate::health::{self, Pulses};
+use crate::infer::{self, ModelError, Reader};
+use crate::ledger::{Ledger, LedgerError};
+use crate::spool::{Spool, SpoolError, SpoolLimits};
+use crate::{assemble, clock, decide, receive};
+
+/// Where the daemon listens, once it does.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    /// Storage SCP.
+    pub dicom: SocketAddr,
+}
+
+/// Why the daemon could not start or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Model package refused.
+    #[error("failed to load the model")]
+    Model(#[source] ModelError),
+    /// Spool refused, or another daemon owns the state directory.
+    #[error("failed to open the spool")]
+    Spool(#[source] SpoolError),
+    /// Database refused.
+    #[error("failed to open the ledger")]
+    Ledger(#[source] LedgerError),
+    /// Certificates refused.
+    #[error("failed to prepare TLS to the broker")]
+    Tls(#[source] publisher::PublisherError),
+    /// The DICOM port could not be bound.
+    #[error("failed to listen on {address} (receive.listen)")]
+    Bind {
+        /// Configured address.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Signals could not be watched.
+    #[error("failed to watch signals")]
+    Signal(#[source] std::io::Error),
+    /// A stage ended that must not end.
+    #[error("stage `{0}` ended by itself")]
+    StageEnded(&'static str),
+}
+
+/// Events between `receive` and `assemble`; beyond that the spool is the queue.
+const EVENTS_MAX: usize = 4096;
+/// Actions and outcomes are few and small.
+const ACTIONS_MAX: usize = 256;
+
+/// Runs until `shutdown` turns true, then drains within `health.drain-ms`.
+pub async fn run(
+    config: Config,
+    ready: oneshot::Sender<Addresses>,
+    shutdown: watch::Receiver<bool>,
+) -> Result<(), RunError> {
+    // Build.
+    let started = clock::now();
+    let reader = Arc::new(Reader::load(&config.infer).map_err(RunError::Model)?);
+    let limits = SpoolLimits {
+        free_bytes_min: config.receive.free_bytes_min,
+        instance_bytes_max: config.receive.instance_bytes_max,
+    };
+    let spool_dir = config.state.directory.join("spool");
+    let spool = Arc::new(Spool::open(&spool_dir, limits).map_err(RunError::Spool)?);
+    let ledger = Arc::new(Ledger::open(&config.state.directory, &config.site).map_err(RunError::Ledger)?);
+    let already_read = ledger.already_read().map_err(RunError::Ledger)?;
+    let mut pulses = Pulses::new(started);
+
+    // Bind.
+    let address = config.receive.listen;
+    let bind = |source| RunError::Bind { address, source };
+    let listener = TcpListener::bind(address).await.map_err(bind)?;
+    let addresses = Addresses { dicom: listener.local_addr().map_err(bind)? };
+
+    // Wire, downstream first, so that nobody talks to a stage that is not there.
+    let wake = Arc::new(Notify::new());
+    let publisher = publisher::Publisher::new(&config.alert, &config.site, ledger.clone(), reader.model().clone())
+        .map_err(RunError::Tls)?;
+    let links = publisher.spawn(wake.clone(), pulses.register("alert"), shutdown.clone());
+
+    let (jobs, outcomes) = infer::driver::spawn(reader.clone(), pulses.register("infer"));
+    let (actions_tx, actions) = mpsc::channel(ACTIONS_MAX);
+    let (failed_tx, failed) = mpsc::channel(ACTIONS_MAX);
+    let judge = tokio::spawn(decide::driver::run(decide::driver::Wiring {
+        actions,
+        jobs,
+        outcomes,
+        ledger: ledger.clone(),
+        policy: reader.policy().clone(),
+        failed: failed_tx,
+        wake,
+        slices_max: config.assemble.slices_max,
+        pulse: pulses.register("decide"),
+    }));
+    let (events_tx, events) = mpsc::channel(EVENTS_MAX);
+    let rescan_wanted = receive::RescanWanted::default();
+    let assembler = tokio::spawn(assemble::driver::run(
+        config.assemble.clone(),
+        assemble::driver::Wiring {
+            events,
+            rescan_wanted: rescan_wanted.clone(),
+            failed,
+            actions: actions_tx,
+            spool: spool.clone(),
+            already_read,
+            pulse: pulses.register("assemble"),
+        },
+    ));
+    let receiver = tokio::spawn(receive::serve(
+        listener,
+        config.receive.clone(),
+        spool,
+        receive::Events::new(events_tx, rescan_wanted),
+        pulses.register("receive"),
+        shutdown.clone(),
+    ));
+    let monitor = tokio::spawn(health::monitor::run(
+        config.health.clone(),
+        health::monitor::Wiring {
+            pulses,
+            link: links.link,
+            status: links.status,
+            heartbeat: links.heartbeat,
+            ledger,
+            state_directory: config.state.directory.clone(),
+            free_bytes_min: config.receive.free_bytes_min,
+            shutdown: shutdown.clone(),
+        },
+    ));
+
+    // Announce.
+    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
+    log::info!(
+        event = "ready", dicom = addresses.dicom.to_string(), model = reader.model().id.as_str(),
+        startup_ms = clock::ms(clock::now() - started);
+        "ready, receiving on {}", addresses.dicom
+    );
+    let _ = ready.send(addresses);
+
+    // Serve and drain, upstream first: each stage ends when the one before it has hung up.
+    let stages = [("receive", flatten(receiver)), ("assemble", assembler), ("decide", judge), ("health", monitor), ("alert", links.task)];
+    serve(stages, shutdown, Duration::from_millis(config.health.drain_ms)).await
+}
+
+/// Waits for shutdown or for a stage that ends by itself; then lets every stage finish within the deadline.
+async fn serve(
+    mut stages: [(&'static str, JoinHandle<()>); 5],
+    mut shutdown: watch::Receiver<bool>,
+    drain: Duration,
+) -> Result<(), RunError> {
+    let mut ended = None;
+    while !*shutdown.borrow() && ended.is_none() {
+        tokio::select! {
+            changed = shutdown.changed() => if changed.is_err() { break },
+            () = tokio::time::sleep(Duration::from_millis(500)) => {
+                ended = stages.iter().find(|(_, task)| task.is_finished()).map(|(name, _)| *name);
+            }
+        }
+    }
+    if let Some(stage) = ended {
+        log::error!(event = "stage_ended", stage = stage; "a stage ended by itself");
+        return Err(RunError::StageEnded(stage));
+    }
+    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
+    let drained = tokio::time::timeout(drain, async {
+        for (stage, task) in &mut stages {
+            let _ = task.await;
+            log::info!(event = "drained", stage = *stage; "stage ended");
+        }
+    });
+    if drained.await.is_err() {
+        // Nothing is lost: what was acknowledged is in the spool, what was decided is in the outbox.
+        log::warn!(event = "drain_timeout"; "drain took too long, stopping all the same");
+    }
+    Ok(())
+}

@@ -1,4 +1,6 @@
 //! Arguments -> journal -> configuration -> daemon -> exit code.
 #![forbid(unsafe_code)]
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    ichd::cli::main()
+}

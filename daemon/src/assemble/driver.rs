@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use super::assembler::{Action, Assembler, Limits};
 use crate::clock;
@@ -39,8 +39,6 @@ pub struct Wiring {
     pub already_read: AlreadyRead,
     /// Beats at least once a second.
     pub pulse: Pulse,
-    /// Turns true once; the driver ends when `receive` has closed its channel.
-    pub shutdown: watch::Receiver<bool>,
 }
 
 /// Runs until `receive` hangs up. Series still open then are found in the spool at the next start.
@@ -98,7 +96,7 @@ async fn on_event(assembler: &mut Assembler, event: Event, wiring: &Wiring) -> V
             Vec::new()
         }
         Event::Released { association, orderly } => assembler.on_released(now, association, orderly),
-        Event::Opened { .. } | Event::Aside { .. } => Vec::new(),
+        Event::Opened { .. } => Vec::new(),
     }
 }
 
@@ -129,6 +127,9 @@ async fn restore(assembler: &mut Assembler, spool: &Arc<Spool>, already_read: &A
 async fn rescan(assembler: &mut Assembler, wiring: &Wiring) {
     log::warn!(event = "spool_rescan"; "stored events did not fit, reading the spool again");
     for instance in all(&wiring.spool).await {
+        if !assembler.knows(&instance.header.series) && wiring.already_read.contains_key(&instance.header.series) {
+            continue;
+        }
         for action in assembler.on_stored(clock::now(), None, instance) {
             let _ = wiring.actions.send(action).await;
         }

@@ -1,1 +1,122 @@
-//! Stub.
+//! The command line: one subcommand, one file. Exit codes are part of the interface.
+
+mod analyze;
+mod check;
+mod journal;
+mod ledger;
+mod run;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Reads head CT beside the scanner and notifies people of a suspected intracranial hemorrhage.
+///
+/// A notification, never a diagnosis; not a medical device.
+#[derive(Debug, Parser)]
+#[command(name = "ichd", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The daemon.
+    Run(ConfigFile),
+    /// Everything on one machine with nothing installed (runs `ichd-demo` beside this program).
+    #[command(disable_help_flag = true)]
+    Demo {
+        /// Arguments for `ichd-demo`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<std::ffi::OsString>,
+    },
+    /// Reads folders or files off-line; one line per series.
+    Analyze(analyze::Args),
+    /// Validates configuration, model and state directory without binding anything.
+    Check(check::Args),
+    /// Every series received, with its disposition and reason.
+    Ledger(ledger::Args),
+}
+
+#[derive(Debug, clap::Args)]
+struct ConfigFile {
+    /// Configuration file.
+    #[arg(long, default_value = "/etc/ichd/ichd.toml")]
+    config: PathBuf,
+}
+
+/// Why a command did not succeed, with the exit code that systemd and scripts rely on.
+#[derive(Debug)]
+pub struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    /// Did not succeed (1).
+    pub fn failed(message: impl Into<String>) -> Self {
+        Failure { code: 1, message: message.into() }
+    }
+
+    /// An internal error (70, EX_SOFTWARE).
+    pub fn internal(message: impl Into<String>) -> Self {
+        Failure { code: 70, message: message.into() }
+    }
+
+    /// The configuration or model cannot be used (78, EX_CONFIG).
+    pub fn config(error: &dyn std::error::Error) -> Self {
+        Failure { code: 78, message: chain(error) }
+    }
+}
+
+/// An error with its causes, each once.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// Parses the command line and runs it.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
+        }
+    };
+    let result = match cli.command {
+        Command::Run(args) => run::run(&args.config),
+        Command::Demo { args } => demo(&args),
+        Command::Analyze(args) => analyze::analyze(&args),
+        Command::Check(args) => check::check(&args),
+        Command::Ledger(args) => ledger::ledger(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("ichd: {}", failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// The demo carries a broker and a scanner, which the production program must not; it is a program of its own.
+fn demo(args: &[std::ffi::OsString]) -> Result<(), Failure> {
+    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("ichd-demo")));
+    let program = beside.filter(|p| p.exists()).unwrap_or_else(|| "ichd-demo".into());
+    match std::process::Command::new(&program).args(args).status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(Failure::failed(format!("ichd-demo ended with {status}"))),
+        Err(error) => Err(Failure::failed(format!(
+            "failed to start `{}` ({error}); build it with `cargo build --release -p ichd-demo`",
+            program.display()
+        ))),
+    }
+}

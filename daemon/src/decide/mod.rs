@@ -2,6 +2,7 @@
 //!
 //! Every series ends in exactly one [`Disposition`]; [`Why`] codes are stable and documented in SPECIFICATION.md.
 
+pub mod driver;
 pub mod suitability;
 
 use serde::{Deserialize, Serialize};

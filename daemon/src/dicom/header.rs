@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use super::{Phi, SeriesUid, SopInstanceUid, StudyUid};
+use super::dataset::{Dataset, Tag};
+use super::{Phi, SeriesUid, SopInstanceUid, StudyUid, UidError};
 
 /// Where an image plane lies in the patient (Image Plane Module, PS3.3 C.7.6.2), in patient coordinates (LPS, mm).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -105,7 +106,105 @@ pub enum HeaderError {
 
 impl SliceHeader {
     /// Reads the header of one stored instance, in memory bounded by a constant whatever lengths the file declares.
-    pub fn read(_path: &Path) -> Result<Self, HeaderError> {
-        todo!()
+    pub fn read(path: &Path) -> Result<Self, HeaderError> {
+        let d = Dataset::read(path, &tag::WANTED)?;
+        let upper = |t: Option<String>| t.unwrap_or_default().to_ascii_uppercase();
+        Ok(SliceHeader {
+            study: uid(&d, tag::STUDY, "StudyInstanceUID", StudyUid::parse)?,
+            series: uid(&d, tag::SERIES, "SeriesInstanceUID", SeriesUid::parse)?,
+            sop: uid(&d, tag::SOP, "SOPInstanceUID", SopInstanceUid::parse)?,
+            sop_class: d.text(tag::SOP_CLASS).ok_or(HeaderError::Missing { attribute: "SOPClassUID" })?,
+            modality: upper(d.text(tag::MODALITY)),
+            image_type: d.texts(tag::IMAGE_TYPE).iter().map(|t| t.to_ascii_uppercase()).collect(),
+            geometry: geometry(&d),
+            rows: d.short(tag::ROWS).unwrap_or(0),
+            columns: d.short(tag::COLUMNS).unwrap_or(0),
+            frames: d.text(tag::FRAMES).and_then(|t| t.parse().ok()).unwrap_or(1),
+            has_pixels: d.has_pixels,
+            samples_per_pixel: d.short(tag::SAMPLES).unwrap_or(1),
+            instance_number: d.text(tag::INSTANCE_NUMBER).and_then(|t| t.parse().ok()),
+            slice_thickness_mm: d.decimal(tag::THICKNESS).filter(|t| *t > 0.0),
+            kernel: d.texts(tag::KERNEL).into_iter().next(),
+            body_part: d.text(tag::BODY_PART),
+            contrast: d.text(tag::CONTRAST).is_some(),
+            lossy: d.text(tag::LOSSY).is_some_and(|t| t == "01") || is_lossy(&d.transfer_syntax),
+            images_in_acquisition: d.text(tag::IMAGES_IN_ACQUISITION).and_then(|t| t.parse().ok()),
+            acquired_at: d.text(tag::ACQUISITION_DATE).map(|date| {
+                format!("{date}{}", d.text(tag::ACQUISITION_TIME).unwrap_or_default())
+            }),
+            accession_number: Phi::new(d.text(tag::ACCESSION).unwrap_or_default()),
+            patient_id: Phi::new(d.text(tag::PATIENT_ID).unwrap_or_default()),
+            patient_name: Phi::new(d.text(tag::PATIENT_NAME).unwrap_or_default()),
+            transfer_syntax: d.transfer_syntax,
+        })
     }
+}
+
+fn uid<T>(
+    d: &Dataset,
+    tag: Tag,
+    attribute: &'static str,
+    parse: impl Fn(&str) -> Result<T, UidError>,
+) -> Result<T, HeaderError> {
+    let text = d.text(tag).ok_or(HeaderError::Missing { attribute })?;
+    parse(&text).map_err(|e| HeaderError::Malformed { attribute, detail: e.to_string() })
+}
+
+fn geometry(d: &Dataset) -> Option<PlaneGeometry> {
+    let [rx, ry, rz, cx, cy, cz] = d.decimals::<6>(tag::ORIENTATION)?;
+    let pixel_spacing_mm = d.decimals::<2>(tag::PIXEL_SPACING)?;
+    let plane = PlaneGeometry {
+        position_mm: d.decimals::<3>(tag::POSITION)?,
+        row: [rx, ry, rz],
+        column: [cx, cy, cz],
+        pixel_spacing_mm,
+    };
+    let unit = |v: [f64; 3]| (v.iter().map(|x| x * x).sum::<f64>() - 1.0).abs() < 0.01;
+    let plausible = pixel_spacing_mm.iter().all(|s| (0.01..100.0).contains(s));
+    (unit(plane.row) && unit(plane.column) && plausible).then_some(plane)
+}
+
+/// Transfer syntaxes that lose information whatever the header says.
+fn is_lossy(transfer_syntax: &str) -> bool {
+    matches!(
+        transfer_syntax.strip_prefix("1.2.840.10008.1.2.4."),
+        Some("50" | "51" | "81" | "91" | "93" | "112" | "203")
+    )
+}
+
+mod tag {
+    use super::Tag;
+
+    pub const IMAGE_TYPE: Tag = (0x0008, 0x0008);
+    pub const SOP_CLASS: Tag = (0x0008, 0x0016);
+    pub const SOP: Tag = (0x0008, 0x0018);
+    pub const ACQUISITION_DATE: Tag = (0x0008, 0x0022);
+    pub const ACQUISITION_TIME: Tag = (0x0008, 0x0032);
+    pub const ACCESSION: Tag = (0x0008, 0x0050);
+    pub const MODALITY: Tag = (0x0008, 0x0060);
+    pub const PATIENT_NAME: Tag = (0x0010, 0x0010);
+    pub const PATIENT_ID: Tag = (0x0010, 0x0020);
+    pub const CONTRAST: Tag = (0x0018, 0x0010);
+    pub const BODY_PART: Tag = (0x0018, 0x0015);
+    pub const THICKNESS: Tag = (0x0018, 0x0050);
+    pub const KERNEL: Tag = (0x0018, 0x1210);
+    pub const STUDY: Tag = (0x0020, 0x000d);
+    pub const SERIES: Tag = (0x0020, 0x000e);
+    pub const INSTANCE_NUMBER: Tag = (0x0020, 0x0013);
+    pub const POSITION: Tag = (0x0020, 0x0032);
+    pub const ORIENTATION: Tag = (0x0020, 0x0037);
+    pub const IMAGES_IN_ACQUISITION: Tag = (0x0020, 0x1002);
+    pub const SAMPLES: Tag = (0x0028, 0x0002);
+    pub const FRAMES: Tag = (0x0028, 0x0008);
+    pub const ROWS: Tag = (0x0028, 0x0010);
+    pub const COLUMNS: Tag = (0x0028, 0x0011);
+    pub const PIXEL_SPACING: Tag = (0x0028, 0x0030);
+    pub const LOSSY: Tag = (0x0028, 0x2110);
+
+    /// Everything a header is made of.
+    pub const WANTED: [Tag; 25] = [
+        IMAGE_TYPE, SOP_CLASS, SOP, ACQUISITION_DATE, ACQUISITION_TIME, ACCESSION, MODALITY, PATIENT_NAME,
+        PATIENT_ID, CONTRAST, BODY_PART, THICKNESS, KERNEL, STUDY, SERIES, INSTANCE_NUMBER, POSITION, ORIENTATION,
+        IMAGES_IN_ACQUISITION, SAMPLES, FRAMES, ROWS, COLUMNS, PIXEL_SPACING, LOSSY,
+    ];
 }

@@ -3,6 +3,7 @@
 //! Nothing here opens a socket or a file but [`header::SliceHeader::read`], which reads one stored instance.
 
 mod ae;
+pub mod dataset;
 pub mod header;
 mod phi;
 mod uid;

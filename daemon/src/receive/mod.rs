@@ -1,3 +1,151 @@
 //! Storage SCP: the scanner's side of the house.
 //!
-//! Stub: replaced by its owner.
+//! An association is admitted (address, count, AE titles), every C-STORE is streamed to the spool, and success is
+//! answered only after the spool has synced it. What happens to an instance afterwards is nobody's business here:
+//! events are offered to `assemble` without waiting, and if they do not fit, the spool itself is read again.
+
+pub mod admit;
+mod association;
+pub mod dimse;
+pub mod syntax;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::config;
+use crate::dicom::{SeriesUid, SopInstanceUid};
+use crate::health::Pulse;
+use crate::spool::{Instance, Spool};
+
+/// Implementation Class UID, derived once from a random UUID (PS3.5 B.2).
+pub const IMPLEMENTATION_CLASS_UID: &str = "2.25.207432918640751162734096177128312645391";
+/// Implementation Version Name.
+pub const IMPLEMENTATION_VERSION_NAME: &str = concat!("ICHD_", env!("CARGO_PKG_VERSION"));
+
+/// What the rest of the house learns.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// An association was accepted.
+    Opened {
+        /// Number of the association, unique since the start.
+        association: u64,
+    },
+    /// An instance is on disk and synced.
+    Stored {
+        /// The association that carried it.
+        association: u64,
+        /// What was stored.
+        instance: Instance,
+    },
+    /// The same SOP Instance UID came with other content.
+    Conflict {
+        /// Its series.
+        series: SeriesUid,
+        /// Its UID.
+        sop: SopInstanceUid,
+    },
+    /// An association ended.
+    Released {
+        /// Which one.
+        association: u64,
+        /// By A-RELEASE, not by abort, time-out or a lost connection.
+        orderly: bool,
+    },
+}
+
+/// Set when an event did not fit; `assemble` then reads the spool again.
+pub type RescanWanted = Arc<AtomicBool>;
+
+/// Where events go without ever waiting.
+#[derive(Debug, Clone)]
+pub struct Events {
+    channel: mpsc::Sender<Event>,
+    rescan_wanted: RescanWanted,
+}
+
+impl Events {
+    /// Joins channel and flag.
+    pub fn new(channel: mpsc::Sender<Event>, rescan_wanted: RescanWanted) -> Self {
+        Events { channel, rescan_wanted }
+    }
+
+    fn offer(&self, event: Event) {
+        if self.channel.try_send(event).is_err() {
+            self.rescan_wanted.store(true, Ordering::Release);
+        }
+    }
+}
+
+/// What every association shares.
+struct Shared {
+    config: config::Receive,
+    spool: Arc<Spool>,
+    events: Events,
+    open: AtomicUsize,
+    next: AtomicU64,
+}
+
+/// Serves until `shutdown` turns true, then lets running associations end.
+pub async fn serve(
+    listener: TcpListener,
+    config: config::Receive,
+    spool: Arc<Spool>,
+    events: Events,
+    pulse: Pulse,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    let shared =
+        Arc::new(Shared { config, spool, events, open: AtomicUsize::new(0), next: AtomicU64::new(1) });
+    let mut associations = JoinSet::new();
+    while !*shutdown.borrow() {
+        pulse.beat();
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((socket, peer)) => accept(&shared, socket, peer, shutdown.clone(), &mut associations),
+                // Out of file descriptors and the like: others may end meanwhile; never spin.
+                Err(error) => {
+                    log::warn!(event = "accept_failed"; "connection could not be accepted: {error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+            Some(_) = associations.join_next(), if !associations.is_empty() => {}
+            _ = shutdown.changed() => {}
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+    }
+    drop(listener);
+    while associations.join_next().await.is_some() {
+        pulse.beat();
+    }
+}
+
+fn accept(
+    shared: &Arc<Shared>,
+    socket: TcpStream,
+    peer: SocketAddr,
+    shutdown: watch::Receiver<bool>,
+    associations: &mut JoinSet<()>,
+) {
+    if !admit::peer(peer.ip(), &shared.config) {
+        log::warn!(event = "peer_refused", peer = peer.ip().to_string(); "address is not in receive.peer-addresses");
+        return;
+    }
+    // Twice the limit may be waiting to be told "later"; beyond that the connection is simply closed.
+    if associations.len() >= 2 * shared.config.associations_max {
+        log::warn!(event = "association_flood", peer = peer.ip().to_string(); "too many connections");
+        return;
+    }
+    let shared = shared.clone();
+    associations.spawn(async move {
+        let n_open = shared.open.fetch_add(1, Ordering::AcqRel);
+        let number = shared.next.fetch_add(1, Ordering::Relaxed);
+        association::run(&shared, socket, peer, number, n_open, shutdown).await;
+        shared.open.fetch_sub(1, Ordering::AcqRel);
+    });
+}

@@ -1,11 +1,24 @@
 //! Instances on disk: synced before anybody is thanked for them, found again after a power cut.
 //!
-//! Stub: replaced by the spool's owner.
+//! ```text
+//! incoming/<n>.part --synced, parsed, renamed--> studies/<study>/<series>/<sop>.dcm   read by the stages
+//!                                            \-> quarantine/<sop>.<hash>.dcm          same UID, other content
+//!                                             -> aside/<sop>.dcm                      not an image we read
+//! ```
+//!
+//! The tree is the queue: whatever is lost downstream is found here again. Owner of every instance file.
 
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::dicom::SliceHeader;
+use nix::fcntl::{Flock, FlockArg};
+use sha2::{Digest, Sha256};
+
+use crate::dicom::{HeaderError, SeriesUid, SliceHeader, SopInstanceUid, StudyUid, dataset};
+use crate::health::monitor::free_bytes;
 
 /// One instance that is on disk and synced.
 #[derive(Debug, Clone)]
@@ -16,4 +29,378 @@ pub struct Instance {
     pub path: PathBuf,
     /// SHA-256 of the data set bytes as received (without preamble and file meta), the slice's input hash.
     pub sha256: [u8; 32],
+}
+
+/// At these the spool refuses aloud.
+#[derive(Debug, Clone, Copy)]
+pub struct SpoolLimits {
+    /// Free space below which nothing more is taken, bytes.
+    pub free_bytes_min: u64,
+    /// Largest data set, bytes.
+    pub instance_bytes_max: u64,
+}
+
+/// Why the spool cannot be used at all.
+#[derive(Debug, thiserror::Error)]
+pub enum SpoolError {
+    /// A folder of the spool could not be made or read.
+    #[error("failed to use `{path}`")]
+    Folder {
+        /// Which one.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// One daemon per state directory.
+    #[error("`{path}` is locked: another ichd runs on this state directory")]
+    Locked {
+        /// Lock file.
+        path: PathBuf,
+    },
+}
+
+/// Why one instance was not stored; each has its DICOM status in `receive`.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Free space is below the limit.
+    #[error("free space is below the limit")]
+    DiskLow,
+    /// Larger than the limit.
+    #[error("instance is larger than {limit} bytes")]
+    TooLarge {
+        /// The limit.
+        limit: u64,
+    },
+    /// The data set cannot be understood, or ends early.
+    #[error("data set cannot be understood")]
+    Header(#[source] HeaderError),
+    /// Its identity differs from what the command announced.
+    #[error("{attribute} in the data set differs from the command")]
+    Mismatch {
+        /// Which attribute.
+        attribute: &'static str,
+    },
+    /// Writing, syncing or renaming failed.
+    #[error("failed to write to the spool")]
+    Io(#[source] std::io::Error),
+}
+
+/// What the sender announced; becomes the file meta (PS3.10 7.1).
+#[derive(Debug, Clone)]
+pub struct FileMeta {
+    /// Affected SOP Class UID.
+    pub sop_class: String,
+    /// Affected SOP Instance UID.
+    pub sop: SopInstanceUid,
+    /// Transfer syntax of the presentation context.
+    pub transfer_syntax: String,
+    /// Whether the stages read this SOP class; others are set aside.
+    pub is_image: bool,
+}
+
+/// What became of a stored instance.
+#[derive(Debug, Clone)]
+pub enum Stored {
+    /// On disk for the first time.
+    New(Instance),
+    /// The very same bytes were there already.
+    Same(Instance),
+    /// Another content under the same UID is there; this one is in quarantine.
+    Conflict(Instance),
+    /// Kept, but nothing that the stages read.
+    Aside,
+}
+
+/// The spool; share it behind an `Arc`.
+#[derive(Debug)]
+pub struct Spool {
+    root: PathBuf,
+    limits: SpoolLimits,
+    next: AtomicU64,
+    _lock: Flock<File>,
+}
+
+impl Spool {
+    /// Makes the folders, takes the lock and clears what a crash left half written.
+    pub fn open(root: &Path, limits: SpoolLimits) -> Result<Self, SpoolError> {
+        let folder = |path: &Path| {
+            fs::create_dir_all(path).map_err(|source| SpoolError::Folder { path: path.into(), source })
+        };
+        for name in ["incoming", "studies", "quarantine", "aside"] {
+            folder(&root.join(name))?;
+        }
+        let path = root.join("lock");
+        let file = File::create(&path).map_err(|source| SpoolError::Folder { path: path.clone(), source })?;
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
+            .map_err(|_| SpoolError::Locked { path: path.clone() })?;
+        let incoming = root.join("incoming");
+        let entries =
+            fs::read_dir(&incoming).map_err(|source| SpoolError::Folder { path: incoming.clone(), source })?;
+        for entry in entries.flatten() {
+            let _ = fs::remove_file(entry.path());
+        }
+        Ok(Spool { root: root.into(), limits, next: AtomicU64::new(0), _lock: lock })
+    }
+
+    /// Whether there is room for more.
+    pub fn has_room(&self) -> bool {
+        free_bytes(&self.root).is_none_or(|free| free > self.limits.free_bytes_min)
+    }
+
+    /// Starts one instance; the data set follows with [`Incoming::write`].
+    pub fn begin(self: &Arc<Self>, meta: FileMeta) -> Result<Incoming, StoreError> {
+        if !self.has_room() {
+            return Err(StoreError::DiskLow);
+        }
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let path = self.root.join("incoming").join(format!("{number}.part"));
+        let mut file = File::create(&path).map_err(StoreError::Io)?;
+        file.write_all(&file_meta(&meta)).map_err(StoreError::Io)?;
+        Ok(Incoming { spool: self.clone(), meta, path, file, hash: Sha256::new(), n_bytes: 0, renamed: false })
+    }
+
+    /// Every instance in the tree. A file that cannot be read any more is reported, never lost in silence.
+    pub fn rescan(&self) -> Result<Vec<Instance>, SpoolError> {
+        let mut found = Vec::new();
+        for study in folders(&self.root.join("studies"))? {
+            for series in folders(&study)? {
+                read_series(&series, &mut found)?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// The instances of one series.
+    pub fn series(&self, study: &StudyUid, series: &SeriesUid) -> Result<Vec<Instance>, SpoolError> {
+        let folder = self.series_folder(study, series);
+        let mut found = Vec::new();
+        if folder.is_dir() {
+            read_series(&folder, &mut found)?;
+        }
+        Ok(found)
+    }
+
+    fn series_folder(&self, study: &StudyUid, series: &SeriesUid) -> PathBuf {
+        self.root.join("studies").join(study.as_str()).join(series.as_str())
+    }
+}
+
+fn folders(path: &Path) -> Result<Vec<PathBuf>, SpoolError> {
+    let entries = fs::read_dir(path).map_err(|source| SpoolError::Folder { path: path.into(), source })?;
+    let mut paths: Vec<PathBuf> = entries.flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect();
+    paths.sort();
+    Ok(paths)
+}
+
+fn read_series(folder: &Path, found: &mut Vec<Instance>) -> Result<(), SpoolError> {
+    let entries = fs::read_dir(folder).map_err(|source| SpoolError::Folder { path: folder.into(), source })?;
+    for path in entries.flatten().map(|e| e.path()) {
+        match SliceHeader::read(&path).and_then(|h| Ok((h, dataset::sha256(&path)?))) {
+            Ok((header, sha256)) => found.push(Instance { header: Arc::new(header), path, sha256 }),
+            Err(error) => log::error!(event = "spool_unreadable"; "a stored instance cannot be read: {error}"),
+        }
+    }
+    Ok(())
+}
+
+/// One instance on its way to disk. Dropped before [`Incoming::commit`], it leaves nothing.
+#[derive(Debug)]
+pub struct Incoming {
+    spool: Arc<Spool>,
+    meta: FileMeta,
+    path: PathBuf,
+    file: File,
+    hash: Sha256,
+    n_bytes: u64,
+    renamed: bool,
+}
+
+impl Incoming {
+    /// Appends data set bytes exactly as received.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.n_bytes += bytes.len() as u64;
+        let limit = self.spool.limits.instance_bytes_max;
+        if self.n_bytes > limit {
+            return Err(StoreError::TooLarge { limit });
+        }
+        self.hash.update(bytes);
+        self.file.write_all(bytes).map_err(StoreError::Io)
+    }
+
+    /// Syncs, checks, renames, syncs the folder. Only after this may anybody be thanked.
+    pub fn commit(mut self) -> Result<Stored, StoreError> {
+        self.file.sync_data().map_err(StoreError::Io)?;
+        let header = SliceHeader::read(&self.path).map_err(StoreError::Header)?;
+        if header.sop != self.meta.sop {
+            return Err(StoreError::Mismatch { attribute: "SOPInstanceUID" });
+        }
+        if header.sop_class != self.meta.sop_class {
+            return Err(StoreError::Mismatch { attribute: "SOPClassUID" });
+        }
+        if self.meta.is_image && !header.has_pixels {
+            return Err(StoreError::Header(HeaderError::Missing { attribute: "PixelData" }));
+        }
+        let sha256: [u8; 32] = std::mem::take(&mut self.hash).finalize().into();
+        let spool = self.spool.clone();
+        let sop = header.sop.as_str().to_owned();
+        if !self.meta.is_image {
+            self.rename(&spool.root.join("aside"), &format!("{sop}.dcm"))?;
+            return Ok(Stored::Aside);
+        }
+        let folder = spool.series_folder(&header.study, &header.series);
+        let path = folder.join(format!("{sop}.dcm"));
+        if path.exists() {
+            let there = dataset::sha256(&path).map_err(StoreError::Header)?;
+            let instance = |sha256| Instance { header: Arc::new(header), path, sha256 };
+            if there == sha256 {
+                return Ok(Stored::Same(instance(there)));
+            }
+            let name = format!("{sop}.{}.dcm", &crate::assemble::hex(&sha256)[..16]);
+            self.rename(&spool.root.join("quarantine"), &name)?;
+            return Ok(Stored::Conflict(instance(there)));
+        }
+        if !folder.is_dir() {
+            fs::create_dir_all(&folder).map_err(StoreError::Io)?;
+            // The new folders themselves must survive a power cut too.
+            for parent in folder.ancestors().skip(1).take(2) {
+                sync_folder(parent)?;
+            }
+        }
+        self.rename(&folder, &format!("{sop}.dcm"))?;
+        Ok(Stored::New(Instance { header: Arc::new(header), path, sha256 }))
+    }
+
+    fn rename(&mut self, folder: &Path, name: &str) -> Result<(), StoreError> {
+        fs::rename(&self.path, folder.join(name)).map_err(StoreError::Io)?;
+        self.renamed = true;
+        sync_folder(folder)
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if !self.renamed {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn sync_folder(path: &Path) -> Result<(), StoreError> {
+    File::open(path).and_then(|d| d.sync_all()).map_err(StoreError::Io)
+}
+
+/// Preamble and file meta group (PS3.10 7.1), explicit VR little endian.
+fn file_meta(meta: &FileMeta) -> Vec<u8> {
+    let mut group = Vec::with_capacity(256);
+    element(&mut group, 0x0001, b"OB", &[0, 1]);
+    element(&mut group, 0x0002, b"UI", meta.sop_class.as_bytes());
+    element(&mut group, 0x0003, b"UI", meta.sop.as_str().as_bytes());
+    element(&mut group, 0x0010, b"UI", meta.transfer_syntax.as_bytes());
+    element(&mut group, 0x0012, b"UI", crate::receive::IMPLEMENTATION_CLASS_UID.as_bytes());
+    element(&mut group, 0x0013, b"SH", crate::receive::IMPLEMENTATION_VERSION_NAME.as_bytes());
+    let mut bytes = vec![0; 128];
+    bytes.extend(b"DICM");
+    bytes.extend([2, 0, 0, 0, b'U', b'L', 4, 0]);
+    bytes.extend(u32::try_from(group.len()).unwrap_or(u32::MAX).to_le_bytes());
+    bytes.extend(group);
+    bytes
+}
+
+fn element(into: &mut Vec<u8>, element: u16, vr: &[u8; 2], value: &[u8]) {
+    let padded = value.len() + value.len() % 2;
+    into.extend([2, 0]);
+    into.extend(element.to_le_bytes());
+    into.extend(vr);
+    if vr == b"OB" {
+        into.extend([0, 0]);
+        into.extend((padded as u32).to_le_bytes());
+    } else {
+        into.extend((padded as u16).to_le_bytes());
+    }
+    into.extend(value);
+    if value.len() % 2 == 1 {
+        into.push(if vr == b"SH" { b' ' } else { 0 });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LIMITS: SpoolLimits = SpoolLimits { free_bytes_min: 0, instance_bytes_max: 1 << 20 };
+
+    fn phantom() -> ichd_phantom::Instance {
+        let options = ichd_phantom::SeriesOptions {
+            scan: ichd_phantom::scan::ScanOptions { matrix: 32, slices: 1, ..Default::default() },
+            ..Default::default()
+        };
+        ichd_phantom::study(1, ichd_phantom::Bleed::None, &options).unwrap().remove(0)
+    }
+
+    fn meta(instance: &ichd_phantom::Instance) -> FileMeta {
+        FileMeta {
+            sop_class: instance.sop_class_uid.into(),
+            sop: SopInstanceUid::parse(&instance.sop_instance_uid).unwrap(),
+            transfer_syntax: instance.transfer_syntax_uid.into(),
+            is_image: true,
+        }
+    }
+
+    fn store(spool: &Arc<Spool>, meta: FileMeta, bytes: &[u8]) -> Result<Stored, StoreError> {
+        let mut incoming = spool.begin(meta)?;
+        incoming.write(bytes)?;
+        incoming.commit()
+    }
+
+    #[test]
+    fn a_stored_instance_is_found_again_and_its_duplicate_is_recognised() {
+        let dir = tempfile::tempdir().unwrap();
+        let p = phantom();
+        let spool = Arc::new(Spool::open(dir.path(), LIMITS).unwrap());
+        let Stored::New(first) = store(&spool, meta(&p), &p.dataset_bytes).unwrap() else { panic!() };
+        assert!(matches!(store(&spool, meta(&p), &p.dataset_bytes).unwrap(), Stored::Same(_)));
+        let mut other = p.dataset_bytes.clone();
+        *other.last_mut().unwrap() ^= 1;
+        assert!(matches!(store(&spool, meta(&p), &other).unwrap(), Stored::Conflict(_)));
+        drop(spool);
+        let found = Spool::open(dir.path(), LIMITS).unwrap().rescan().unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!((&found[0].header, found[0].sha256), (&first.header, first.sha256));
+    }
+
+    #[test]
+    fn a_second_daemon_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let _first = Spool::open(dir.path(), LIMITS).unwrap();
+        assert!(matches!(Spool::open(dir.path(), LIMITS), Err(SpoolError::Locked { .. })));
+    }
+
+    #[test]
+    fn limits_refuse_aloud() {
+        let dir = tempfile::tempdir().unwrap();
+        let p = phantom();
+        let spool = Arc::new(Spool::open(dir.path(), SpoolLimits { instance_bytes_max: 10, ..LIMITS }).unwrap());
+        assert!(matches!(store(&spool, meta(&p), &p.dataset_bytes), Err(StoreError::TooLarge { limit: 10 })));
+        drop(spool);
+        let full = SpoolLimits { free_bytes_min: u64::MAX, ..LIMITS };
+        let spool = Arc::new(Spool::open(dir.path(), full).unwrap());
+        assert!(matches!(store(&spool, meta(&p), &p.dataset_bytes), Err(StoreError::DiskLow)));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        /// Promise 1 from the other side: what is cut anywhere is refused and leaves nothing behind.
+        #[test]
+        fn a_data_set_cut_at_any_byte_leaves_nothing(cut in any::<prop::sample::Index>()) {
+            let dir = tempfile::tempdir().unwrap();
+            let p = phantom();
+            let spool = Arc::new(Spool::open(dir.path(), LIMITS).unwrap());
+            let n = cut.index(p.dataset_bytes.len());
+            let stored = store(&spool, meta(&p), &p.dataset_bytes[..n]);
+            prop_assert!(matches!(stored, Err(StoreError::Header(_))), "{:?}", stored);
+            prop_assert!(spool.rescan().unwrap().is_empty());
+            prop_assert_eq!(fs::read_dir(dir.path().join("incoming")).unwrap().count(), 0);
+        }
+    }
 }

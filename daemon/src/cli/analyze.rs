@@ -1,0 +1,222 @@
+//! `ichd analyze`: the same stages as the daemon's, without network, spool or database.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::{Failure, chain};
+use crate::assemble::{Flag, Volume, geometry, study};
+use crate::config;
+use crate::decide::{Disposition, Finding, NamedScores, SliceScores, Stage, Verdict, Why, decide, suitability};
+use crate::dicom::{SeriesUid, SliceHeader, SopInstanceUid, StudyUid, dataset};
+use crate::infer::{ModelId, Reader, Reading, SeriesCache, Timings};
+use crate::spool::Instance;
+
+/// Arguments of `ichd analyze`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// DICOM files, or folders that are searched for them.
+    #[arg(required = true)]
+    paths: Vec<PathBuf>,
+    /// One JSON object per series instead of a readable line.
+    #[arg(long)]
+    json: bool,
+    /// Model package directory.
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Public key file whose signature on the manifest is trusted; may be given again.
+    #[arg(long, value_name = "FILE")]
+    key: Vec<PathBuf>,
+    /// Configuration whose model and keys are used where the options above are absent.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Write the canonical verdict (the bytes a replay reproduces) instead of the analysis.
+    #[arg(long)]
+    verdict: bool,
+}
+
+/// One line of `analyze --json`, schema 1.
+#[derive(Debug, Serialize)]
+struct Line<'a> {
+    schema: u32,
+    study_uid: &'a StudyUid,
+    series_uid: &'a SeriesUid,
+    disposition: &'static str,
+    reason: Option<&'static str>,
+    scores: Option<NamedScores>,
+    slices: &'a [SliceScores],
+    finding: Option<&'a Finding>,
+    geometry: GeometryLine,
+    flags: &'a [Flag],
+    model: Option<&'a ModelId>,
+    ms: Timings,
+}
+
+#[derive(Debug, Serialize)]
+struct GeometryLine {
+    slices: usize,
+    unplaced: usize,
+    steps_mm: BTreeMap<String, usize>,
+}
+
+/// Reads, judges and prints every series found; files that are no instances are named on stderr.
+pub fn analyze(args: &Args) -> Result<(), Failure> {
+    let reader = Reader::load(&infer_config(args)?).map_err(|e| Failure::config(&e))?;
+    let series = gather(&args.paths)?;
+    if series.is_empty() {
+        return Err(Failure::failed("no readable DICOM instance found"));
+    }
+    let volumes: Vec<Volume> =
+        series.into_iter().map(|((study, series), list)| geometry::place(study, series, list)).collect();
+    for volume in &volumes {
+        let (verdict, ms) = judge(volume, &volumes, &reader);
+        print(args, volume, &verdict, ms);
+    }
+    Ok(())
+}
+
+fn infer_config(args: &Args) -> Result<config::Infer, Failure> {
+    let mut infer = match &args.config {
+        Some(path) => config::Config::load(path).map_err(|e| Failure::config(&e))?.infer,
+        None => config::Infer::default(),
+    };
+    if let Some(model) = &args.model {
+        infer.model = model.clone();
+        // A package that lies beside its `keys` folder, as in the repository, needs no second option.
+        if args.key.is_empty() && args.config.is_none() {
+            infer.trusted_keys = keys_beside(model);
+        }
+    }
+    if !args.key.is_empty() {
+        infer.trusted_keys = args.key.clone();
+    }
+    Ok(infer)
+}
+
+fn keys_beside(model: &Path) -> Vec<PathBuf> {
+    let Some(folder) = model.parent().map(|p| p.join("keys")) else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let mut keys: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
+    keys.retain(|k| k.extension().is_some_and(|e| e == "pub"));
+    keys.sort();
+    keys
+}
+
+type BySeries = BTreeMap<(StudyUid, SeriesUid), Vec<Instance>>;
+
+fn gather(paths: &[PathBuf]) -> Result<BySeries, Failure> {
+    let mut files = Vec::new();
+    for path in paths {
+        collect_files(path, &mut files)
+            .map_err(|e| Failure::failed(format!("failed to read `{}`: {e}", path.display())))?;
+    }
+    files.sort();
+    let mut seen: BTreeMap<(SeriesUid, SopInstanceUid), ()> = BTreeMap::new();
+    let mut series = BySeries::new();
+    for path in files {
+        let read = SliceHeader::read(&path).and_then(|header| Ok((header, dataset::sha256(&path)?)));
+        match read {
+            Ok((header, sha256)) => {
+                if seen.insert((header.series.clone(), header.sop.clone()), ()).is_none() {
+                    let key = (header.study.clone(), header.series.clone());
+                    series.entry(key).or_default().push(Instance { header: Arc::new(header), path, sha256 });
+                }
+            }
+            Err(error) => eprintln!("ichd: `{}` left out: {}", path.display(), chain(&error)),
+        }
+    }
+    Ok(series)
+}
+
+fn collect_files(path: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    if !std::fs::metadata(path)?.is_dir() {
+        files.push(path.to_owned());
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        // Links inside a folder are not followed; they could lead round in a circle.
+        if entry.file_type()?.is_dir() {
+            collect_files(&entry.path(), files)?;
+        } else if entry.file_type()?.is_file() {
+            files.push(entry.path());
+        }
+    }
+    Ok(())
+}
+
+fn judge(volume: &Volume, all: &[Volume], reader: &Reader) -> (Verdict, Timings) {
+    let slices_max = config::Assemble::default().slices_max;
+    let suitable = |v: &Volume| suitability::by_headers(v, slices_max);
+    let better = |v: &&Volume| {
+        v.study == volume.study && suitable(v).is_ok() && study::compare(v, volume).is_lt()
+    };
+    let reading: Result<Reading, Why> = match suitable(volume) {
+        Err(why) => Err(why),
+        Ok(()) if all.iter().any(|v| better(&v)) => Err(Why::NotChosen),
+        Ok(()) => reader.read(volume, &mut SeriesCache::default()).map_err(|error| {
+            eprintln!("ichd: series {} could not be read: {}", volume.series, chain(&error));
+            crate::decide::driver::why(&error)
+        }),
+    };
+    let ms = reading.as_ref().map_or_else(|_| Timings::default(), |r| r.ms);
+    let verdict = decide(volume, Stage::Final, reading.as_ref().map_err(|why| *why), reader.policy());
+    (verdict, ms)
+}
+
+fn print(args: &Args, volume: &Volume, verdict: &Verdict, ms: Timings) {
+    let finding = match &verdict.disposition {
+        Disposition::Suspected(finding) => Some(finding),
+        _ => None,
+    };
+    if args.verdict {
+        println!("{}", verdict.canonical_json());
+    } else if args.json {
+        let line = Line {
+            schema: 1,
+            study_uid: &verdict.study,
+            series_uid: &verdict.series,
+            disposition: verdict.disposition.as_str(),
+            reason: verdict.disposition.why().map(Why::code),
+            scores: verdict.scores.as_ref().map(NamedScores::from),
+            slices: &verdict.slices,
+            finding,
+            geometry: GeometryLine {
+                slices: volume.slices.len(),
+                unplaced: volume.unplaced.len(),
+                steps_mm: geometry::step_histogram(&volume.steps_mm),
+            },
+            flags: &verdict.flags,
+            model: verdict.model.as_ref(),
+            ms,
+        };
+        println!("{}", serde_json::to_string(&line).unwrap_or_else(|e| unreachable!("plain data: {e}")));
+    } else {
+        println!("{}", sentence(volume, verdict, finding, ms));
+    }
+}
+
+/// One readable line; the words are those of every other surface.
+fn sentence(volume: &Volume, verdict: &Verdict, finding: Option<&Finding>, ms: Timings) -> String {
+    let answer = match (&verdict.disposition, finding) {
+        (Disposition::NotAnalysed(why), _) => format!("not analysed: {}", why.code()),
+        (_, Some(finding)) => {
+            let types: Vec<_> = finding.subtypes.iter().map(|c| c.as_str()).collect();
+            let types = if types.is_empty() { "hemorrhage".to_owned() } else { types.join(", ") };
+            let [first, last] = finding.slice_range;
+            let side = finding.side.map_or(String::new(), |s| format!(", {}", format!("{s:?}").to_lowercase()));
+            let volume_ml = finding.volume_ml.map_or(String::new(), |v| format!(", about {v} mL"));
+            format!("suspected: {types}{side}, slices {}-{}{volume_ml}", first + 1, last + 1)
+        }
+        _ => "not suspected".to_owned(),
+    };
+    let any = verdict.scores.map_or(String::new(), |s| format!(" any {:.3}", s.0[0]));
+    format!(
+        "{}  {} slices  {answer}{any}  {:.0} ms (notification, not a diagnosis)",
+        verdict.series,
+        volume.slices.len() + volume.unplaced.len(),
+        ms.total
+    )
+}

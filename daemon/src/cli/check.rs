@@ -1,0 +1,56 @@
+//! `ichd check`: everything that can be wrong before the first patient, said before the first patient.
+
+use std::path::PathBuf;
+
+use super::Failure;
+use crate::config::Config;
+use crate::infer::Reader;
+
+/// Arguments of `ichd check`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Configuration file.
+    #[arg(long, default_value = "/etc/ichd/ichd.toml")]
+    config: PathBuf,
+    /// One JSON object instead of lines.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Validates configuration, model package (signature, hashes, golden scores), certificates and state directory.
+pub fn check(args: &Args) -> Result<(), Failure> {
+    let config = Config::load(&args.config).map_err(|e| Failure::config(&e))?;
+    let reader = Reader::load(&config.infer).map_err(|e| Failure::config(&e))?;
+    let model = reader.model();
+    if let Some(tls) = &config.alert.tls {
+        for (key, path) in [("ca", &tls.ca), ("certificate", &tls.certificate), ("key", &tls.key)] {
+            std::fs::metadata(path).map_err(|e| Failure {
+                code: 78,
+                message: format!("alert.tls.{key}: failed to read `{}`: {e}", path.display()),
+            })?;
+        }
+    }
+    let state = &config.state.directory;
+    if !state.is_dir() {
+        return Err(Failure {
+            code: 78,
+            message: format!("state.directory `{}` is no directory; create it", state.display()),
+        });
+    }
+    let mut warnings = Vec::new();
+    if config.receive.calling_ae_titles.is_empty() {
+        warnings.push("receive.calling-ae-titles is empty: nobody is admitted");
+    }
+    if args.json {
+        let line = serde_json::json!({
+            "ok": true, "config": args.config, "model": model, "state": state, "warnings": warnings,
+        });
+        println!("{line}");
+    } else {
+        println!("configuration  {} ok", args.config.display());
+        println!("model          {} {} ok, golden scores agree", model.id, model.version);
+        println!("state          {} ok", state.display());
+        warnings.iter().for_each(|w| println!("warning        {w}"));
+    }
+    Ok(())
+}

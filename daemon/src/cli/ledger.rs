@@ -1,0 +1,42 @@
+//! `ichd ledger`: every series received and what became of it, read from the database beside a running daemon.
+
+use std::path::PathBuf;
+
+use super::Failure;
+use crate::config::Config;
+use crate::ledger::Ledger;
+
+/// Arguments of `ichd ledger`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Configuration file.
+    #[arg(long, default_value = "/etc/ichd/ichd.toml")]
+    config: PathBuf,
+    /// One JSON object per series instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints the ledger, oldest first.
+pub fn ledger(args: &Args) -> Result<(), Failure> {
+    let config = Config::load(&args.config).map_err(|e| Failure::config(&e))?;
+    let ledger = Ledger::open_read_only(&config.state.directory)
+        .map_err(|e| Failure::failed(super::chain(&e)))?;
+    let rows = ledger.series().map_err(|e| Failure::failed(super::chain(&e)))?;
+    for row in rows {
+        if args.json {
+            println!("{}", serde_json::to_string(&row).map_err(|e| Failure::internal(e.to_string()))?);
+        } else {
+            println!(
+                "{}  {:13} {:16} {:4} instances  series {}  revision {}",
+                crate::clock::rfc3339(row.decided_ms),
+                row.disposition,
+                row.reason.as_deref().unwrap_or("-"),
+                row.instances,
+                row.series_uid,
+                row.revision
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,42 @@
+//! `ichd run`: configuration, journal, runtime, signals.
+
+use std::path::Path;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{oneshot, watch};
+
+use super::{Failure, chain, journal};
+use crate::config::Config;
+use crate::daemon::{self, RunError};
+
+/// Runs the daemon until SIGTERM or SIGINT.
+pub fn run(config: &Path) -> Result<(), Failure> {
+    journal::install()?;
+    let config = Config::load(config).map_err(|e| Failure::config(&e))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::internal(format!("failed to start the runtime: {e}")))?;
+    let result = runtime.block_on(async {
+        let (ready_tx, ready_rx) = oneshot::channel();
+        let (stop_tx, stop_rx) = watch::channel(false);
+        let mut term = signal(SignalKind::terminate()).map_err(RunError::Signal)?;
+        let mut int = signal(SignalKind::interrupt()).map_err(RunError::Signal)?;
+        tokio::spawn(async move {
+            tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+            log::info!(event = "stopping"; "asked to stop, draining");
+            let _ = stop_tx.send(true);
+        });
+        tokio::spawn(async move {
+            if let Ok(addresses) = ready_rx.await {
+                let addresses: daemon::Addresses = addresses;
+                println!("ready dicom={}", addresses.dicom);
+            }
+        });
+        daemon::run(config, ready_tx, stop_rx).await
+    });
+    result.map_err(|error| match error {
+        RunError::Model(_) | RunError::Bind { .. } | RunError::Tls(_) => Failure::config(&error),
+        _ => Failure::failed(chain(&error)),
+    })
+}

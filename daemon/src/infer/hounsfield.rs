@@ -1,0 +1,189 @@
+//! Stored pixels -> Hounsfield units in standard orientation. Nothing the header says of them is taken on faith.
+//!
+//! The library decodes; rescale, padding and sign are read here, because a `UN`-typed Rescale Slope "1 " is 49 to a
+//! reader that takes its bytes for a number.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use dicom_pixeldata::PixelDecoder;
+
+use crate::dicom::dataset::{Dataset, Tag};
+use crate::dicom::{HeaderError, PlaneGeometry, SliceHeader};
+
+const PHOTOMETRIC: Tag = (0x0028, 0x0004);
+const BITS_ALLOCATED: Tag = (0x0028, 0x0100);
+const BITS_STORED: Tag = (0x0028, 0x0101);
+const HIGH_BIT: Tag = (0x0028, 0x0102);
+const PIXEL_REPRESENTATION: Tag = (0x0028, 0x0103);
+const PADDING: Tag = (0x0028, 0x0120);
+const PADDING_LIMIT: Tag = (0x0028, 0x0121);
+const INTERCEPT: Tag = (0x0028, 0x1052);
+const SLOPE: Tag = (0x0028, 0x1053);
+
+/// HU of air, and of pixels that the header calls padding.
+pub const AIR_HU: f32 = -1000.0;
+
+/// One slice in HU: rows from anterior to posterior, columns from the patient's right to left.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HuImage {
+    /// Number of rows.
+    pub rows: usize,
+    /// Number of columns.
+    pub columns: usize,
+    /// Distance between rows, mm.
+    pub row_mm: f64,
+    /// Distance between columns, mm.
+    pub column_mm: f64,
+    /// Row-major.
+    pub hu: Vec<f32>,
+}
+
+/// Why pixels are no Hounsfield units.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// The header could not be read again.
+    #[error("header")]
+    Header(#[source] HeaderError),
+    /// The pixel data could not be decoded.
+    #[error("pixel data cannot be decoded: {0}")]
+    Pixels(String),
+    /// The decoder panicked; the file is at fault, the program goes on.
+    #[error("the decoder gave up on this pixel data")]
+    Panicked,
+    /// Decodable, but no CT slice.
+    #[error("{0}")]
+    NotASlice(&'static str),
+}
+
+/// Decodes one instance.
+pub fn decode(path: &Path, header: &SliceHeader) -> Result<HuImage, DecodeError> {
+    const WANTED: [Tag; 9] = [
+        PHOTOMETRIC, BITS_ALLOCATED, BITS_STORED, HIGH_BIT, PIXEL_REPRESENTATION, PADDING, PADDING_LIMIT, INTERCEPT,
+        SLOPE,
+    ];
+    let d = Dataset::read(path, &WANTED).map_err(DecodeError::Header)?;
+    if d.text(PHOTOMETRIC).is_some_and(|p| p != "MONOCHROME2") {
+        return Err(DecodeError::NotASlice("photometric interpretation is not MONOCHROME2"));
+    }
+    let bytes = catch_unwind(AssertUnwindSafe(|| stored_bytes(path))).map_err(|_| DecodeError::Panicked)??;
+    let (rows, columns) = (usize::from(header.rows), usize::from(header.columns));
+    let n = rows * columns;
+    let stored = match bytes.len() {
+        len if n > 0 && len == 2 * n => bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect(),
+        len if n > 0 && len == n => bytes.iter().map(|b| u16::from(*b)).collect::<Vec<u16>>(),
+        _ => return Err(DecodeError::NotASlice("pixel data has another size than rows by columns")),
+    };
+    let scale = Scale::new(&d)?;
+    let hu = stored.into_iter().map(|raw| scale.hu(raw)).collect();
+    let geometry = header.geometry.ok_or(DecodeError::NotASlice("no plane geometry"))?;
+    let [row_mm, column_mm] = geometry.pixel_spacing_mm;
+    Ok(upright(HuImage { rows, columns, row_mm, column_mm, hu }, &geometry))
+}
+
+fn stored_bytes(path: &Path) -> Result<Vec<u8>, DecodeError> {
+    let object = dicom_object::open_file(path).map_err(|e| DecodeError::Pixels(e.to_string()))?;
+    let pixels = object.decode_pixel_data().map_err(|e| DecodeError::Pixels(crate::cli::chain(&e)))?;
+    Ok(pixels.data().to_vec())
+}
+
+/// Stored value -> HU.
+struct Scale {
+    shift: u32,
+    bits: u32,
+    signed: bool,
+    padding: Option<(i32, i32)>,
+    slope: f64,
+    intercept: f64,
+}
+
+impl Scale {
+    fn new(d: &Dataset) -> Result<Self, DecodeError> {
+        let allocated = u32::from(d.short(BITS_ALLOCATED).unwrap_or(16));
+        let bits = u32::from(d.short(BITS_STORED).unwrap_or(16));
+        let high = u32::from(d.short(HIGH_BIT).unwrap_or(bits.saturating_sub(1) as u16));
+        if !matches!(allocated, 8 | 16) || bits == 0 || bits > allocated || high + 1 < bits || high >= allocated {
+            return Err(DecodeError::NotASlice("bits allocated, stored and high bit contradict each other"));
+        }
+        let signed = d.short(PIXEL_REPRESENTATION) == Some(1);
+        let number = |tag: Tag, default: f64| match d.text(tag) {
+            None => Ok(default),
+            Some(_) => d.decimal(tag).ok_or(DecodeError::NotASlice("rescale is no number")),
+        };
+        let mut scale = Scale {
+            shift: high + 1 - bits,
+            bits,
+            signed,
+            padding: None,
+            slope: number(SLOPE, 1.0)?,
+            intercept: number(INTERCEPT, 0.0)?,
+        };
+        // Some write a negative padding value as unsigned; sixteen bits are sixteen bits.
+        let padding = |tag| d.short(tag).map(|raw| if signed { i32::from(raw as i16) } else { i32::from(raw) });
+        scale.padding = padding(PADDING).map(|value| {
+            let limit = padding(PADDING_LIMIT).unwrap_or(value);
+            (value.min(limit), value.max(limit))
+        });
+        Ok(scale)
+    }
+
+    fn hu(&self, raw: u16) -> f32 {
+        let value = u32::from(raw) >> self.shift & ((1u32 << self.bits) - 1);
+        let unused = 32 - self.bits;
+        let value = if self.signed { (value << unused) as i32 >> unused } else { value as i32 };
+        if self.padding.is_some_and(|(low, high)| (low..=high).contains(&value)) {
+            return AIR_HU;
+        }
+        (f64::from(value) * self.slope + self.intercept) as f32
+    }
+}
+
+/// Flips and transposes until columns run to the patient's left and rows to the back.
+fn upright(image: HuImage, g: &PlaneGeometry) -> HuImage {
+    let transpose = g.row[1].abs() > g.row[0].abs();
+    let (right, down) = if transpose { (g.column[0], g.row[1]) } else { (g.row[0], g.column[1]) };
+    if !transpose && right >= 0.0 && down >= 0.0 {
+        return image;
+    }
+    let (rows, columns) = if transpose { (image.columns, image.rows) } else { (image.rows, image.columns) };
+    let mut hu = Vec::with_capacity(image.hu.len());
+    for y in 0..rows {
+        let y = if down < 0.0 { rows - 1 - y } else { y };
+        for x in 0..columns {
+            let x = if right < 0.0 { columns - 1 - x } else { x };
+            hu.push(if transpose { image.hu[x * image.columns + y] } else { image.hu[y * image.columns + x] });
+        }
+    }
+    let (row_mm, column_mm) =
+        if transpose { (image.column_mm, image.row_mm) } else { (image.row_mm, image.column_mm) };
+    HuImage { rows, columns, row_mm, column_mm, hu }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scale(signed: bool, bits: u32) -> Scale {
+        Scale { shift: 0, bits, signed, padding: Some((-2000, -2000)), slope: 1.0, intercept: -24.0 }
+    }
+
+    #[test]
+    fn stored_bits_are_sign_extended_and_padding_is_air() {
+        assert_eq!(scale(true, 16).hu(0xffff), -25.0);
+        assert_eq!(scale(true, 13).hu(0x1fff), -25.0);
+        assert_eq!(scale(false, 12).hu(0xf001), -23.0);
+        assert_eq!(scale(true, 16).hu(63536), AIR_HU);
+    }
+
+    #[test]
+    fn an_image_stored_upside_down_is_turned_upright() {
+        let image = HuImage { rows: 2, columns: 3, row_mm: 1.0, column_mm: 2.0, hu: vec![1., 2., 3., 4., 5., 6.] };
+        let plane = |row, column| PlaneGeometry { position_mm: [0.0; 3], row, column, pixel_spacing_mm: [1.0, 2.0] };
+        let turned = upright(image.clone(), &plane([-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]));
+        assert_eq!(turned.hu, [6., 5., 4., 3., 2., 1.]);
+        let turned = upright(image.clone(), &plane([0.0, 1.0, 0.0], [1.0, 0.0, 0.0]));
+        assert_eq!((turned.rows, turned.columns, turned.row_mm), (3, 2, 2.0));
+        assert_eq!(turned.hu, [1., 4., 2., 5., 3., 6.]);
+        assert_eq!(upright(image.clone(), &plane([1.0, 0.0, 0.0], [0.0, 1.0, 0.0])), image);
+    }
+}

@@ -1,0 +1,110 @@
+//! What a slice is made of: is there a closed skull, and is there brain in it. Measured in HU, before any network.
+
+use super::Tissue;
+use super::preprocess::Plane;
+
+const BONE_HU: f32 = 250.0;
+/// Sutures, fractures and partial volume are sealed up to about this width, mm.
+const SEAL_MM: f64 = 4.0;
+
+/// Measures one plane of `size` x `size` pixels of `pixel_mm`.
+pub fn measure(plane: &Plane, size: usize, pixel_mm: f64, blank: bool) -> Tissue {
+    let pixel_cm2 = (pixel_mm * pixel_mm / 100.0) as f32;
+    let radius = (SEAL_MM / 2.0 / pixel_mm).round().max(1.0) as usize;
+    let bone: Vec<bool> = plane.iter().map(|hu| *hu > BONE_HU).collect();
+    let sealed = grow(&bone, size, radius);
+    let outside = flood(&sealed, size);
+    // What neither the flood reached nor the seal covers, grown back by what the seal took.
+    let core: Vec<bool> = outside.iter().zip(&sealed).map(|(o, s)| !o && !s).collect();
+    let enclosed = grow(&core, size, radius);
+    let count = |test: &dyn Fn(usize) -> bool| (0..plane.len()).filter(|&i| test(i)).count() as f32 * pixel_cm2;
+    Tissue {
+        enclosed_cm2: count(&|i| enclosed[i] && !bone[i]),
+        brain_cm2: count(&|i| enclosed[i] && (0.0..=90.0).contains(&plane[i])),
+        body_cm2: count(&|i| plane[i] > -500.0),
+        blank: blank || plane.iter().any(|hu| !hu.is_finite()),
+    }
+}
+
+/// Dilation by a square, separable.
+fn grow(mask: &[bool], size: usize, radius: usize) -> Vec<bool> {
+    let along = |mask: &[bool], step: usize, across: usize| {
+        let mut out = vec![false; mask.len()];
+        for line in 0..size {
+            for at in 0..size {
+                if mask[line * across + at * step] {
+                    for to in at.saturating_sub(radius)..(at + radius + 1).min(size) {
+                        out[line * across + to * step] = true;
+                    }
+                }
+            }
+        }
+        out
+    };
+    along(&along(mask, 1, size), size, 1)
+}
+
+/// What can be reached from the border without crossing `wall`.
+fn flood(wall: &[bool], size: usize) -> Vec<bool> {
+    let mut reached = vec![false; wall.len()];
+    let border = (0..size).flat_map(|i| [i, (size - 1) * size + i, i * size, i * size + size - 1]);
+    let mut stack: Vec<usize> = border.filter(|&i| !wall[i]).collect();
+    while let Some(i) = stack.pop() {
+        if reached[i] || wall[i] {
+            continue;
+        }
+        reached[i] = true;
+        let (y, x) = (i / size, i % size);
+        if x > 0 {
+            stack.push(i - 1);
+        }
+        if x + 1 < size {
+            stack.push(i + 1);
+        }
+        if y > 0 {
+            stack.push(i - size);
+        }
+        if y + 1 < size {
+            stack.push(i + size);
+        }
+    }
+    reached
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A ring of bone of 60 mm radius with `inside` in it and a gap of `gap_px`.
+    fn head(inside: f32, gap_px: usize) -> Tissue {
+        let size = 192;
+        let plane = (0..size * size)
+            .map(|i| {
+                let (y, x) = ((i / size) as f64 - 96.0, (i % size) as f64 - 96.0);
+                let r = (x * x + y * y).sqrt() * 1.25;
+                match r {
+                    r if r < 60.0 => inside,
+                    r if r < 67.0 && !(y.abs() * 2.0 < gap_px as f64 && x > 0.0) => 1000.0,
+                    r if r < 67.0 => 40.0,
+                    _ => -1000.0,
+                }
+            })
+            .collect();
+        measure(&plane, size, 1.25, false)
+    }
+
+    #[test]
+    fn a_skull_encloses_its_area_even_with_a_suture() {
+        for gap in [0, 2] {
+            let t = head(35.0, gap);
+            assert!((t.enclosed_cm2 - 113.0).abs() < 8.0, "{t:?}");
+            assert!((t.brain_cm2 - 113.0).abs() < 8.0, "{t:?}");
+        }
+    }
+
+    #[test]
+    fn an_empty_skull_has_no_brain_and_an_open_ring_encloses_nothing() {
+        assert!(head(-990.0, 0).brain_cm2 < 5.0);
+        assert!(head(35.0, 20).enclosed_cm2 < 5.0);
+    }
+}

@@ -1,0 +1,161 @@
+//! DIMSE command sets (PS3.7 6.3.1): implicit VR little endian, group 0000 only, bounded.
+
+/// Largest command set taken, bytes; real ones have a few hundred.
+pub const COMMAND_BYTES_MAX: usize = 64 << 10;
+
+/// C-STORE-RQ.
+pub const C_STORE_RQ: u16 = 0x0001;
+/// C-ECHO-RQ.
+pub const C_ECHO_RQ: u16 = 0x0030;
+/// "No data set follows" in Command Data Set Type.
+const NO_DATA_SET: u16 = 0x0101;
+
+/// DIMSE statuses we answer with (PS3.7 annex C, PS3.4 table B.2-1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Status(pub u16);
+
+impl Status {
+    /// Success.
+    pub const SUCCESS: Status = Status(0x0000);
+    /// Invalid SOP Instance (malformed UID).
+    pub const INVALID_SOP_INSTANCE: Status = Status(0x0117);
+    /// SOP Class Not Supported (on this presentation context).
+    pub const SOP_CLASS_NOT_SUPPORTED: Status = Status(0x0122);
+    /// Not Authorized.
+    pub const NOT_AUTHORIZED: Status = Status(0x0124);
+    /// Unrecognized Operation.
+    pub const UNRECOGNIZED_OPERATION: Status = Status(0x0211);
+    /// Refused: Out of Resources.
+    pub const OUT_OF_RESOURCES: Status = Status(0xa700);
+    /// Error: Data Set Does Not Match SOP Class.
+    pub const DATA_SET_MISMATCH: Status = Status(0xa900);
+    /// Error: Cannot Understand.
+    pub const CANNOT_UNDERSTAND: Status = Status(0xc000);
+}
+
+/// Why bytes are no command set.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("command set is malformed: {0}")]
+pub struct CommandError(&'static str);
+
+/// The elements of a request that we act on.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Command {
+    /// Command Field (0000,0100).
+    pub field: u16,
+    /// Message ID (0000,0110), echoed in the response.
+    pub message_id: u16,
+    /// Affected (or Requested) SOP Class UID.
+    pub sop_class: String,
+    /// Affected (or Requested) SOP Instance UID, as sent.
+    pub sop_instance: String,
+    /// Whether a data set follows.
+    pub has_data_set: bool,
+}
+
+impl Command {
+    /// Parses a whole command set.
+    pub fn parse(mut bytes: &[u8]) -> Result<Self, CommandError> {
+        let mut command = Command { has_data_set: true, ..Command::default() };
+        let (mut has_field, mut has_id) = (false, false);
+        while !bytes.is_empty() {
+            let (head, rest) = bytes.split_at_checked(8).ok_or(CommandError("ends within an element"))?;
+            let group = u16::from_le_bytes([head[0], head[1]]);
+            let element = u16::from_le_bytes([head[2], head[3]]);
+            let length = u32::from_le_bytes([head[4], head[5], head[6], head[7]]) as usize;
+            let (value, rest) = rest.split_at_checked(length).ok_or(CommandError("element is longer than the set"))?;
+            bytes = rest;
+            if group != 0 {
+                return Err(CommandError("element outside group 0000"));
+            }
+            let short = || match value {
+                [a, b] => Ok(u16::from_le_bytes([*a, *b])),
+                _ => Err(CommandError("US element without two bytes")),
+            };
+            let text = || String::from_utf8_lossy(value).trim_end_matches(['\0', ' ']).to_owned();
+            match element {
+                0x0002 | 0x0003 => command.sop_class = text(),
+                0x0100 => (command.field, has_field) = (short()?, true),
+                0x0110 => (command.message_id, has_id) = (short()?, true),
+                0x0800 => command.has_data_set = short()? != NO_DATA_SET,
+                0x1000 | 0x1001 => command.sop_instance = text(),
+                _ => {}
+            }
+        }
+        match (has_field, has_id) {
+            (true, true) => Ok(command),
+            (false, _) => Err(CommandError("no Command Field")),
+            (_, false) => Err(CommandError("no Message ID")),
+        }
+    }
+
+    /// The response command set: request field with the response bit, same message id, no data set.
+    pub fn response(&self, status: Status, comment: &str) -> Vec<u8> {
+        let mut body = Vec::with_capacity(256);
+        if !self.sop_class.is_empty() {
+            element(&mut body, 0x0002, &uid(&self.sop_class));
+        }
+        element(&mut body, 0x0100, &(self.field | 0x8000).to_le_bytes());
+        element(&mut body, 0x0120, &self.message_id.to_le_bytes());
+        element(&mut body, 0x0800, &NO_DATA_SET.to_le_bytes());
+        element(&mut body, 0x0900, &status.0.to_le_bytes());
+        if !comment.is_empty() {
+            // Error Comment is LO: 64 characters.
+            let mut text: Vec<u8> = comment.bytes().filter(u8::is_ascii).take(64).collect();
+            if text.len() % 2 == 1 {
+                text.push(b' ');
+            }
+            element(&mut body, 0x0902, &text);
+        }
+        if !self.sop_instance.is_empty() {
+            element(&mut body, 0x1000, &uid(&self.sop_instance));
+        }
+        let mut set = Vec::with_capacity(body.len() + 12);
+        element(&mut set, 0x0000, &u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
+        set.extend(body);
+        set
+    }
+}
+
+fn element(into: &mut Vec<u8>, element: u16, value: &[u8]) {
+    into.extend([0, 0]);
+    into.extend(element.to_le_bytes());
+    into.extend(u32::try_from(value.len()).unwrap_or(u32::MAX).to_le_bytes());
+    into.extend(value);
+}
+
+fn uid(text: &str) -> Vec<u8> {
+    let mut bytes = text.as_bytes().to_vec();
+    if bytes.len() % 2 == 1 {
+        bytes.push(0);
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_echo_is_answered_with_its_own_message_id() {
+        let request = Command { field: C_ECHO_RQ, message_id: 4711, sop_class: "1.2.840.10008.1.1".into(), ..Default::default() };
+        let set = request.response(Status::SUCCESS, "");
+        assert_eq!(u32::from_le_bytes(set[8..12].try_into().unwrap()) as usize, set.len() - 12);
+        let at = set.windows(8).position(|w| w == [0, 0, 0x20, 0x01, 2, 0, 0, 0]).unwrap();
+        assert_eq!(u16::from_le_bytes([set[at + 8], set[at + 9]]), 4711);
+    }
+
+    #[test]
+    fn a_command_without_field_or_id_is_refused() {
+        assert_eq!(Command::parse(&[]), Err(CommandError("no Command Field")));
+        assert!(Command::parse(&[0, 0, 0, 1, 255, 255, 255, 255]).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
+            let _ = Command::parse(&bytes);
+        }
+    }
+}
