@@ -18,6 +18,17 @@ pub fn wall_ms() -> u64 {
         .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }
 
+/// Milliseconds since the machine started, suspended time included; goes on across restarts of the daemon.
+pub fn boot_ms() -> u64 {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
+    time.map_or(0, |t| u64::try_from(t.tv_sec()).unwrap_or(0) * 1000 + u64::try_from(t.tv_nsec()).unwrap_or(0) / 1_000_000)
+}
+
+/// Identity of this run of the machine; [`boot_ms`] values compare only within one.
+pub fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_or_else(|_| "unknown".into(), |s| s.trim().into())
+}
+
 /// RFC 3339 UTC text with milliseconds, for documents that people and other systems read.
 pub fn rfc3339(wall_ms: u64) -> String {
     let (days, ms_of_day) = (wall_ms / 86_400_000, wall_ms % 86_400_000);

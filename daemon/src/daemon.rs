@@ -48,6 +48,9 @@ pub enum RunError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The reading thread could not be started.
+    #[error("failed to start the reading thread")]
+    Thread(#[source] std::io::Error),
     /// Signals could not be watched.
     #[error("failed to watch signals")]
     Signal(#[source] std::io::Error),
@@ -88,11 +91,12 @@ pub async fn run(
 
     // Wire, downstream first, so that nobody talks to a stage that is not there.
     let wake = Arc::new(Notify::new());
-    let publisher = publisher::Publisher::new(&config.alert, &config.site, ledger.clone(), reader.model().clone())
+    let publisher = publisher::Publisher::new(&config.alert, &config.health, ledger.clone(), reader.model().clone())
         .map_err(RunError::Tls)?;
     let links = publisher.spawn(wake.clone(), pulses.register("alert"), shutdown.clone());
 
-    let (jobs, outcomes) = infer::driver::spawn(reader.clone(), pulses.register("infer"));
+    let (jobs, outcomes) =
+        infer::driver::spawn(reader.clone(), pulses.register("infer")).map_err(RunError::Thread)?;
     let (actions_tx, actions) = mpsc::channel(ACTIONS_MAX);
     let (failed_tx, failed) = mpsc::channel(ACTIONS_MAX);
     let judge = tokio::spawn(decide::driver::run(decide::driver::Wiring {
@@ -152,7 +156,7 @@ pub async fn run(
     let _ = ready.send(addresses);
 
     // Serve and drain, upstream first: each stage ends when the one before it has hung up.
-    let stages = [("receive", flatten(receiver)), ("assemble", assembler), ("decide", judge), ("health", monitor), ("alert", links.task)];
+    let stages = [("receive", receiver), ("assemble", assembler), ("decide", judge), ("health", monitor), ("alert", links.task)];
     serve(stages, shutdown, Duration::from_millis(config.health.drain_ms)).await
 }
 

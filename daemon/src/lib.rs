@@ -32,3 +32,14 @@ pub mod daemon;
 
 /// Program version that stands in every verdict, status document and association response.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// An error with its causes, each once.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Failure, chain};
+use super::Failure;
+use crate::chain;
 use crate::assemble::{Flag, Volume, geometry, study};
 use crate::config;
 use crate::decide::{Disposition, Finding, NamedScores, SliceScores, Stage, Verdict, Why, decide, suitability};

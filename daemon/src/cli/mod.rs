@@ -67,19 +67,8 @@ impl Failure {
 
     /// The configuration or model cannot be used (78, EX_CONFIG).
     pub fn config(error: &dyn std::error::Error) -> Self {
-        Failure { code: 78, message: chain(error) }
+        Failure { code: 78, message: crate::chain(error) }
     }
-}
-
-/// An error with its causes, each once.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// Parses the command line and runs it.

@@ -5,7 +5,8 @@ use std::path::Path;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
-use super::{Failure, chain, journal};
+use super::{Failure, journal};
+use crate::chain;
 use crate::config::Config;
 use crate::daemon::{self, RunError};
 

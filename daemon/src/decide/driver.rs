@@ -210,7 +210,7 @@ impl Judge {
 pub fn why(error: &ReadError) -> Why {
     match error {
         ReadError::Decode { .. } => Why::Undecodable,
-        ReadError::Panicked { .. } => Why::Crashed,
+        ReadError::Panicked => Why::Crashed,
         ReadError::Model { .. } => Why::ModelFailed,
     }
 }

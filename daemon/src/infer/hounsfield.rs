@@ -83,7 +83,7 @@ pub fn decode(path: &Path, header: &SliceHeader) -> Result<HuImage, DecodeError>
 
 fn stored_bytes(path: &Path) -> Result<Vec<u8>, DecodeError> {
     let object = dicom_object::open_file(path).map_err(|e| DecodeError::Pixels(e.to_string()))?;
-    let pixels = object.decode_pixel_data().map_err(|e| DecodeError::Pixels(crate::cli::chain(&e)))?;
+    let pixels = object.decode_pixel_data().map_err(|e| DecodeError::Pixels(crate::chain(&e)))?;
     Ok(pixels.data().to_vec())
 }
 

@@ -1,5 +1,17 @@
 //! Three networks over one volume: base CNN per slice, sequence 1 over features, sequence 2 over probabilities.
 
+pub mod backend;
+pub mod driver;
+pub mod hounsfield;
+pub mod manifest;
+pub mod package;
+pub mod preprocess;
+pub mod reader;
+pub mod tissue;
+
+pub use package::ModelError;
+pub use reader::{ReadError, Reader, SeriesCache};
+
 use serde::{Deserialize, Serialize};
 
 use crate::dicom::SopInstanceUid;

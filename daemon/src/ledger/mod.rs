@@ -1,1 +1,733 @@
-//! Stub.
+//! The one database: what became of every series, attempts, alerts, outbox. One owner, one connection, one truth.
+//!
+//! Verdict, ledger row, alert revision and outbox rows are one transaction with `synchronous=FULL`: after a power cut
+//! either all of them are there or none, and then the spool makes the series be read again.
+
+mod schema;
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::alert::document::{
+    Alert, AlertFinding, AlertState, AlertTimings, ClockInfo, DISCLAIMER, Escalation, Kind, Quality, StudyDisposition,
+    StudyInfo, Subject,
+};
+use crate::alert::lifecycle::{self, Change, Existing};
+use crate::alert::topic;
+use crate::assemble::hex;
+use crate::clock;
+use crate::config::{Profile, Site};
+use crate::decide::{Disposition, Finding, NamedScores, Stage, Verdict};
+use crate::dicom::SeriesUid;
+use crate::infer::Timings;
+
+/// How long an alert stays valid, ms (design section 8: 12 h).
+const ALERT_VALID_MS: u64 = 12 * 3_600_000;
+
+/// Why the ledger failed.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The database could not be opened or made.
+    #[error("failed to open `{path}`")]
+    Open {
+        /// Database file.
+        path: PathBuf,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// Written by a newer program.
+    #[error("`{path}` has schema {found}, this program knows {known}; update the program, or restore an older state")]
+    Newer {
+        /// Database file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// Ours.
+        known: i64,
+    },
+    /// A statement failed.
+    #[error("failed to {doing}")]
+    Statement {
+        /// What was tried.
+        doing: &'static str,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// Randomness could not be read.
+    #[error("failed to read randomness")]
+    Random(#[source] std::io::Error),
+    /// A stored or new document is not what it should be.
+    #[error("failed to write or read a stored document")]
+    Document(#[source] serde_json::Error),
+}
+
+fn doing(doing: &'static str) -> impl Fn(rusqlite::Error) -> LedgerError {
+    move |source| LedgerError::Statement { doing, source }
+}
+
+/// What comes with a verdict and is not part of it.
+#[derive(Debug, Clone, Default)]
+pub struct Record {
+    /// Counts late slices.
+    pub revision: u32,
+    /// Where the time went.
+    pub timings: Timings,
+    /// As the scanner wrote it.
+    pub acquired_at: Option<String>,
+    /// Wall time of the decision, ms since the epoch.
+    pub decided_wall_ms: u64,
+}
+
+/// What was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recorded {
+    /// Keyed hash of the study, for logs and topics.
+    pub study_ref: String,
+    /// Alert and revision, if the verdict changed one.
+    pub alert: Option<(String, u64)>,
+}
+
+/// One series in the ledger.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SeriesRow {
+    /// Study Instance UID.
+    pub study_uid: String,
+    /// Series Instance UID.
+    pub series_uid: String,
+    /// Keyed hash of the study.
+    pub study_ref: String,
+    /// `suspected`, `not_suspected`, `not_analysed`.
+    pub disposition: String,
+    /// Stable reason code.
+    pub reason: Option<String>,
+    /// `provisional` or `final`.
+    pub stage: String,
+    /// Counts late slices.
+    pub revision: u32,
+    /// Instances of the series.
+    pub instances: usize,
+    /// What was read.
+    pub input_sha256: String,
+    /// By which model.
+    pub model_sha256: Option<String>,
+    /// Canonical verdict, the bytes a replay reproduces.
+    pub verdict: String,
+    /// Wall time, ms since the epoch.
+    pub decided_ms: u64,
+}
+
+/// One document that waits for the broker.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OutboxRow {
+    /// Order of delivery.
+    pub seq: i64,
+    /// Topic.
+    pub topic: String,
+    /// JSON; alert documents still need [`Ledger::stamp`].
+    pub payload: String,
+    /// Retained.
+    pub retain: bool,
+    /// Which alert, if one.
+    pub alert_id: Option<String>,
+    /// Monotonic time of the decision, ms since machine start.
+    pub decided_boot_ms: u64,
+}
+
+/// The ledger; share it behind an `Arc`. Calls block on the disk.
+#[derive(Debug)]
+pub struct Ledger {
+    connection: Mutex<Connection>,
+    site: Site,
+    key: [u8; 32],
+    boot: u64,
+    boot_id: String,
+}
+
+impl Ledger {
+    /// Opens or makes `ichd.db` and counts this start.
+    pub fn open(state: &Path, site: &Site) -> Result<Self, LedgerError> {
+        let path = state.join("ichd.db");
+        let open = |source| LedgerError::Open { path: path.clone(), source };
+        let mut connection = Connection::open(&path).map_err(open)?;
+        connection.pragma_update(None, "journal_mode", "WAL").map_err(open)?;
+        connection.pragma_update(None, "synchronous", "FULL").map_err(open)?;
+        connection.busy_timeout(std::time::Duration::from_secs(5)).map_err(open)?;
+        migrate(&mut connection, &path)?;
+        let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(open)?;
+        let key = site_key(&tx)?;
+        let boot = count(&tx, "boot")?;
+        tx.commit().map_err(open)?;
+        Ok(Ledger { connection: Mutex::new(connection), site: site.clone(), key, boot, boot_id: clock::boot_id() })
+    }
+
+    /// Every series, from a database that a daemon may be writing to; oldest first.
+    pub fn list(state: &Path) -> Result<Vec<SeriesRow>, LedgerError> {
+        let path = state.join("ichd.db");
+        let open = |source| LedgerError::Open { path: path.clone(), source };
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY;
+        series_rows(&Connection::open_with_flags(&path, flags).map_err(open)?)
+    }
+
+    /// Every series, oldest first.
+    pub fn series(&self) -> Result<Vec<SeriesRow>, LedgerError> {
+        series_rows(&self.lock())
+    }
+
+    /// Starts of the daemon on this database.
+    pub fn boot(&self) -> u64 {
+        self.boot
+    }
+
+    /// Whose documents these are.
+    pub fn site(&self) -> &Site {
+        &self.site
+    }
+
+    /// Keyed hash of a UID: the same study has the same name on the wire, and nobody can tell which it is.
+    pub fn reference(&self, uid: &str) -> String {
+        hex(&self.hash(uid)[..16])
+    }
+
+    /// Writes down that reading a series is about to start; returns how often that was tried without an end.
+    pub fn begin_attempt(&self, series: &SeriesUid, input_sha256: &str) -> Result<u32, LedgerError> {
+        self.lock()
+            .query_row(
+                "INSERT INTO attempts VALUES (?1, ?2, 1)
+                 ON CONFLICT (series_uid) DO UPDATE SET count = count + 1, input_sha256 = ?2 RETURNING count",
+                params![series.as_str(), input_sha256],
+                |row| row.get(0),
+            )
+            .map_err(doing("record an attempt"))
+    }
+
+    /// The reading came to an end.
+    pub fn end_attempt(&self, series: &SeriesUid) -> Result<(), LedgerError> {
+        let deleted = self.lock().execute("DELETE FROM attempts WHERE series_uid = ?1", [series.as_str()]);
+        deleted.map(|_| ()).map_err(doing("close an attempt"))
+    }
+
+    /// Input hash and revision of every series with a final disposition.
+    pub fn already_read(&self) -> Result<HashMap<SeriesUid, (String, u32)>, LedgerError> {
+        let rows = self.series()?.into_iter().filter(|row| row.stage == "final");
+        Ok(rows
+            .filter_map(|row| Some((SeriesUid::parse(&row.series_uid).ok()?, (row.input_sha256, row.revision))))
+            .collect())
+    }
+
+    /// Records a verdict with everything that follows from it, in one transaction.
+    pub fn record(&self, verdict: &Verdict, record: &Record) -> Result<Recorded, LedgerError> {
+        let mut connection = self.lock();
+        let tx = connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(doing("begin a transaction"))?;
+        let study_ref = self.reference(verdict.study.as_str());
+        self.write_series(&tx, verdict, record, &study_ref)?;
+        let alert = self.write_alert(&tx, verdict, record, &study_ref)?;
+        if verdict.stage == Stage::Final {
+            let document = StudyDisposition {
+                schema: "ichd.study/1".into(),
+                study_ref: study_ref.clone(),
+                series_ref: self.reference(verdict.series.as_str()),
+                disposition: verdict.disposition.as_str().into(),
+                reason: verdict.disposition.why().map(|w| w.code().into()),
+                instances: verdict.instances,
+                revision: record.revision,
+                flags: verdict.flags.clone(),
+                decided_at: clock::rfc3339(record.decided_wall_ms),
+            };
+            let payload = serde_json::to_string(&document).map_err(LedgerError::Document)?;
+            queue(&tx, &topic::study(&self.site, &study_ref), &payload, false, None)?;
+        }
+        tx.commit().map_err(doing("commit a verdict"))?;
+        Ok(Recorded { study_ref, alert })
+    }
+
+    /// The oldest document that waits.
+    pub fn outbox_next(&self) -> Result<Option<OutboxRow>, LedgerError> {
+        // Alerts go before dispositions, whatever waits.
+        let sql = "SELECT seq, topic, payload, retain, alert_id, decided_boot_ms FROM outbox
+                   ORDER BY alert_id IS NULL, seq LIMIT 1";
+        let row = |row: &rusqlite::Row| {
+            Ok(OutboxRow {
+                seq: row.get(0)?,
+                topic: row.get(1)?,
+                payload: row.get(2)?,
+                retain: row.get(3)?,
+                alert_id: row.get(4)?,
+                decided_boot_ms: row.get::<_, i64>(5)?.unsigned_abs(),
+            })
+        };
+        self.lock().query_row(sql, [], row).optional().map_err(doing("read the outbox"))
+    }
+
+    /// The broker has it.
+    pub fn outbox_done(&self, seq: i64) -> Result<(), LedgerError> {
+        self.lock().execute("DELETE FROM outbox WHERE seq = ?1", [seq]).map(|_| ()).map_err(doing("clear the outbox"))
+    }
+
+    /// Documents that wait for the broker.
+    pub fn outbox_depth(&self) -> Result<u64, LedgerError> {
+        self.number("SELECT count(*) FROM outbox")
+    }
+
+    /// Alerts that wait for a person.
+    pub fn open_alert_count(&self) -> Result<u64, LedgerError> {
+        self.number("SELECT count(*) FROM alerts WHERE state NOT IN ('resolved', 'withdrawn', 'expired')")
+    }
+
+    /// Age of the last verdict by the wall clock, ms.
+    pub fn last_decided_age_ms(&self) -> Option<u64> {
+        let last = self.number("SELECT coalesce(max(decided_ms), 0) FROM series").ok().filter(|ms| *ms > 0)?;
+        Some(clock::wall_ms().saturating_sub(last))
+    }
+
+    /// A new broker may have forgotten what it was told: open alerts go out again, same identity, same revision.
+    pub fn requeue_open_alerts(&self) -> Result<(), LedgerError> {
+        let mut connection = self.lock();
+        let tx = connection.transaction().map_err(doing("begin a transaction"))?;
+        let open: Vec<(String, String)> = {
+            let mut statement = tx
+                .prepare("SELECT alert_id, document FROM alerts WHERE state NOT IN ('resolved', 'withdrawn', 'expired')
+                          AND alert_id NOT IN (SELECT alert_id FROM outbox WHERE alert_id IS NOT NULL)")
+                .map_err(doing("read open alerts"))?;
+            let rows = statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?))).map_err(doing("read open alerts"))?;
+            rows.collect::<Result<_, _>>().map_err(doing("read open alerts"))?
+        };
+        for (alert_id, document) in open {
+            queue(&tx, &topic::alert(&self.site, &alert_id), &document, true, Some(&alert_id))?;
+        }
+        tx.commit().map_err(doing("queue open alerts"))
+    }
+
+    /// Writes the times of this transmission into a waiting alert document.
+    pub fn stamp(&self, row: &OutboxRow) -> Result<String, LedgerError> {
+        let Some(alert_id) = &row.alert_id else { return Ok(row.payload.clone()) };
+        let sql = "SELECT raised_ms, raised_boot_id, raised_boot_ms FROM alerts WHERE alert_id = ?1";
+        let raised: (i64, String, i64) = self
+            .lock()
+            .query_row(sql, [alert_id], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
+            .map_err(doing("read an alert"))?;
+        let mut document: Alert = serde_json::from_str(&row.payload).map_err(LedgerError::Document)?;
+        let (now_ms, now_boot_ms) = (clock::wall_ms(), clock::boot_ms());
+        // The monotonic clock cannot lie within one run of the machine; across a reboot the wall clock is all there is.
+        document.age_ms = if raised.1 == self.boot_id {
+            now_boot_ms.saturating_sub(raised.2.unsigned_abs())
+        } else {
+            now_ms.saturating_sub(raised.0.unsigned_abs())
+        };
+        document.published_at = clock::rfc3339(now_ms);
+        document.timings_ms.verdict_to_publish = Some(now_boot_ms.saturating_sub(row.decided_boot_ms));
+        serde_json::to_string(&document).map_err(LedgerError::Document)
+    }
+
+    fn write_series(&self, tx: &Transaction, v: &Verdict, record: &Record, study_ref: &str) -> Result<(), LedgerError> {
+        let timings = serde_json::to_string(&record.timings).map_err(LedgerError::Document)?;
+        tx.execute(
+            "INSERT OR REPLACE INTO series VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+            params![
+                v.series.as_str(),
+                v.study.as_str(),
+                study_ref,
+                v.disposition.as_str(),
+                v.disposition.why().map(|w| w.code()),
+                stage_text(v.stage),
+                record.revision,
+                i64::try_from(v.instances).unwrap_or(i64::MAX),
+                v.input_sha256,
+                v.model.as_ref().map(|m| m.sha256.as_str()),
+                v.program,
+                v.canonical_json(),
+                timings,
+                i64::try_from(record.decided_wall_ms).unwrap_or(i64::MAX),
+            ],
+        )
+        .map(|_| ())
+        .map_err(doing("write a disposition"))
+    }
+
+    fn write_alert(
+        &self,
+        tx: &Transaction,
+        verdict: &Verdict,
+        record: &Record,
+        study_ref: &str,
+    ) -> Result<Option<(String, u64)>, LedgerError> {
+        let stored = stored_alert(tx, verdict.study.as_str())?;
+        let existing = stored.as_ref().map(|s| &s.existing);
+        let content = content(verdict);
+        let Some(mut change) = lifecycle::change(existing, verdict, &content) else { return Ok(None) };
+        let raised_by = lifecycle::raised_by(existing, verdict, change);
+        if change == Change::Withdraw && !raised_by.is_empty() {
+            // Another series still stands behind it.
+            change = Change::Join;
+        }
+        let mut document = match (stored.as_ref(), &verdict.disposition) {
+            (Some(stored), _) => stored.document.clone(),
+            (None, Disposition::Suspected(finding)) => self.new_alert(tx, verdict, record, study_ref, finding)?,
+            (None, _) => return Ok(None),
+        };
+        document.rev += u64::from(change != Change::Join);
+        document.seq = count(tx, "seq")?;
+        document.boot = self.boot;
+        match (change, &verdict.disposition) {
+            (Change::Raise | Change::Revise, Disposition::Suspected(finding)) => {
+                document.stage = verdict.stage;
+                if document.state == AlertState::Withdrawn {
+                    document.state = AlertState::Raised;
+                    document.addendum.push("suspected again after it was withdrawn".into());
+                }
+                self.fill(&mut document, verdict, finding);
+            }
+            (Change::Withdraw, _) => {
+                document.state = AlertState::Withdrawn;
+                document.stage = Stage::Final;
+                document.addendum.push("withdrawn: the final verdict is not suspected".into());
+            }
+            (Change::FinalUnread, _) => {
+                document.quality.ok = false;
+                document.addendum.push(format!(
+                    "the complete series could not be analysed: {}",
+                    verdict.disposition.why().map_or("unknown", |w| w.code())
+                ));
+            }
+            _ => {}
+        }
+        let stage = document.stage;
+        let payload = serde_json::to_string(&document).map_err(LedgerError::Document)?;
+        let list = serde_json::to_string(&raised_by).map_err(LedgerError::Document)?;
+        let state = serde_json::to_string(&document.state).map_err(LedgerError::Document)?;
+        tx.execute(
+            "INSERT INTO alerts VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
+             ON CONFLICT (study_uid) DO UPDATE SET rev = ?3, state = ?4, stage = ?5, raised_by = ?6, content = ?7, document = ?8",
+            params![
+                verdict.study.as_str(),
+                document.alert_id,
+                i64::try_from(document.rev).unwrap_or(i64::MAX),
+                state.trim_matches('"'),
+                stage_text(stage),
+                list,
+                content,
+                payload,
+                i64::try_from(record.decided_wall_ms).unwrap_or(i64::MAX),
+                self.boot_id,
+                i64::try_from(clock::boot_ms()).unwrap_or(i64::MAX),
+            ],
+        )
+        .map_err(doing("write an alert"))?;
+        if change == Change::Join {
+            return Ok(None);
+        }
+        // A document is state: an older one that still waits is worth nothing any more.
+        tx.execute("DELETE FROM outbox WHERE alert_id = ?1", [&document.alert_id]).map_err(doing("clear the outbox"))?;
+        queue(tx, &topic::alert(&self.site, &document.alert_id), &payload, true, Some(&document.alert_id))?;
+        Ok(Some((document.alert_id, document.rev)))
+    }
+
+    fn new_alert(
+        &self,
+        tx: &Transaction,
+        verdict: &Verdict,
+        record: &Record,
+        study_ref: &str,
+        finding: &Finding,
+    ) -> Result<Alert, LedgerError> {
+        Ok(Alert {
+            schema: "ichd.alert/1".into(),
+            alert_id: ulid(record.decided_wall_ms)?,
+            rev: 0,
+            kind: Kind::Finding,
+            stage: verdict.stage,
+            state: AlertState::Raised,
+            priority: finding.tier.priority,
+            device: self.site.device.clone(),
+            site: self.site.name.clone(),
+            boot: self.boot,
+            seq: count(tx, "seq")?,
+            raised_at: clock::rfc3339(record.decided_wall_ms),
+            published_at: String::new(),
+            age_ms: 0,
+            clock: ClockInfo::default(),
+            expires_at: clock::rfc3339(record.decided_wall_ms + ALERT_VALID_MS),
+            subject: Subject { r#ref: self.spoken_code(verdict.study.as_str()) },
+            study: StudyInfo {
+                study_ref: study_ref.into(),
+                acquired_at: record.acquired_at.clone(),
+                slices: verdict.instances,
+            },
+            finding: AlertFinding::default(),
+            model: verdict.model.clone(),
+            quality: Quality::default(),
+            timings_ms: AlertTimings::default(),
+            escalation: Escalation::default(),
+            receipts: vec![],
+            ack: None,
+            supersedes: vec![],
+            addendum: vec![],
+            disclaimer: DISCLAIMER.into(),
+        })
+    }
+
+    fn fill(&self, document: &mut Alert, verdict: &Verdict, finding: &Finding) {
+        let point = match verdict.stage {
+            Stage::Provisional => "provisional",
+            Stage::Final => "final",
+        };
+        document.priority = finding.tier.priority;
+        document.finding = match self.site.profile {
+            Profile::Assist => AlertFinding::assist(finding, verdict.scores.as_ref().map(NamedScores::from), point),
+            Profile::Triage => AlertFinding { operating_point: point.into(), ..AlertFinding::default() },
+        };
+        document.quality = Quality { ok: verdict.flags.is_empty(), flags: verdict.flags.clone() };
+        document.study.slices = verdict.instances;
+        document.model = verdict.model.clone();
+    }
+
+    /// A short code to say on the phone: letters and digits that cannot be mistaken for one another.
+    fn spoken_code(&self, uid: &str) -> String {
+        const LETTERS: &[u8; 20] = b"ACDEFGHJKLMNPRTUVWXY";
+        const DIGITS: &[u8; 8] = b"23456789";
+        let hash = self.hash(uid);
+        let letter = |i: usize| char::from(LETTERS[usize::from(hash[i]) % LETTERS.len()]);
+        let digit = |i: usize| char::from(DIGITS[usize::from(hash[i]) % DIGITS.len()]);
+        format!("{}{}{}-{}{}", letter(20), digit(21), letter(22), digit(23), digit(24))
+    }
+
+    fn hash(&self, uid: &str) -> [u8; 32] {
+        Sha256::new().chain_update(self.key).chain_update(uid).finalize().into()
+    }
+
+    fn number(&self, sql: &str) -> Result<u64, LedgerError> {
+        let number: i64 = self.lock().query_row(sql, [], |r| r.get(0)).map_err(doing("count"))?;
+        Ok(number.unsigned_abs())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Connection> {
+        // A panic inside a transaction rolled it back; the connection itself is sound.
+        self.connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+struct StoredAlert {
+    existing: Existing,
+    document: Alert,
+}
+
+fn stored_alert(tx: &Transaction, study: &str) -> Result<Option<StoredAlert>, LedgerError> {
+    let sql = "SELECT raised_by, content, document FROM alerts WHERE study_uid = ?1";
+    let row: Option<(String, String, String)> = tx
+        .query_row(sql, [study], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
+        .optional()
+        .map_err(doing("read an alert"))?;
+    let Some((raised_by, content, document)) = row else { return Ok(None) };
+    let raised_by: BTreeSet<SeriesUid> = serde_json::from_str(&raised_by).map_err(LedgerError::Document)?;
+    let document: Alert = serde_json::from_str(&document).map_err(LedgerError::Document)?;
+    let existing = Existing { state: document.state, stage: document.stage, raised_by, content };
+    Ok(Some(StoredAlert { existing, document }))
+}
+
+/// Hash of what a document would say: stage, finding, flags.
+fn content(verdict: &Verdict) -> String {
+    let finding = match &verdict.disposition {
+        Disposition::Suspected(finding) => serde_json::to_string(finding).unwrap_or_default(),
+        _ => String::new(),
+    };
+    let text = format!("{:?} {finding} {:?} {:?} {}", verdict.stage, verdict.flags, verdict.scores, verdict.instances);
+    hex(&Sha256::digest(text))
+}
+
+fn queue(tx: &Transaction, topic: &str, payload: &str, retain: bool, alert_id: Option<&str>) -> Result<(), LedgerError> {
+    tx.execute(
+        "INSERT INTO outbox (topic, payload, retain, alert_id, decided_boot_ms) VALUES (?1, ?2, ?3, ?4, ?5)",
+        params![topic, payload, retain, alert_id, i64::try_from(clock::boot_ms()).unwrap_or(i64::MAX)],
+    )
+    .map(|_| ())
+    .map_err(doing("queue a document"))
+}
+
+fn series_rows(connection: &Connection) -> Result<Vec<SeriesRow>, LedgerError> {
+    let sql = "SELECT study_uid, series_uid, study_ref, disposition, reason, stage, revision, instances, input_sha256,
+               model_sha256, verdict, decided_ms FROM series ORDER BY decided_ms, series_uid";
+    let mut statement = connection.prepare(sql).map_err(doing("read the ledger"))?;
+    let rows = statement.query_map([], |r| {
+        Ok(SeriesRow {
+            study_uid: r.get(0)?,
+            series_uid: r.get(1)?,
+            study_ref: r.get(2)?,
+            disposition: r.get(3)?,
+            reason: r.get(4)?,
+            stage: r.get(5)?,
+            revision: r.get(6)?,
+            instances: r.get::<_, i64>(7)?.unsigned_abs() as usize,
+            input_sha256: r.get(8)?,
+            model_sha256: r.get(9)?,
+            verdict: r.get(10)?,
+            decided_ms: r.get::<_, i64>(11)?.unsigned_abs(),
+        })
+    });
+    rows.and_then(Iterator::collect).map_err(doing("read the ledger"))
+}
+
+fn stage_text(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Provisional => "provisional",
+        Stage::Final => "final",
+    }
+}
+
+fn migrate(connection: &mut Connection, path: &Path) -> Result<(), LedgerError> {
+    let open = |source| LedgerError::Open { path: path.into(), source };
+    let found: i64 = connection.query_row("PRAGMA user_version", [], |r| r.get(0)).map_err(open)?;
+    if found > schema::VERSION {
+        return Err(LedgerError::Newer { path: path.into(), found, known: schema::VERSION });
+    }
+    for (n, sql) in schema::MIGRATIONS.iter().enumerate().skip(found.unsigned_abs() as usize) {
+        let tx = connection.transaction().map_err(open)?;
+        tx.execute_batch(sql).map_err(open)?;
+        tx.pragma_update(None, "user_version", n as i64 + 1).map_err(open)?;
+        tx.commit().map_err(open)?;
+    }
+    Ok(())
+}
+
+/// The secret behind references on the wire; made once per database.
+fn site_key(tx: &Transaction) -> Result<[u8; 32], LedgerError> {
+    let stored: Option<Vec<u8>> = tx
+        .query_row("SELECT value FROM settings WHERE key = 'site_key'", [], |r| r.get(0))
+        .optional()
+        .map_err(doing("read the site key"))?;
+    if let Some(Ok(key)) = stored.map(<[u8; 32]>::try_from) {
+        return Ok(key);
+    }
+    let key: [u8; 32] = random()?;
+    tx.execute("INSERT OR REPLACE INTO settings VALUES ('site_key', ?1)", [key.as_slice()])
+        .map_err(doing("write the site key"))?;
+    Ok(key)
+}
+
+/// Counts up a number in the settings; first value 1.
+fn count(tx: &Transaction, key: &str) -> Result<u64, LedgerError> {
+    let sql = "INSERT INTO settings VALUES (?1, CAST(1 AS BLOB))
+               ON CONFLICT (key) DO UPDATE SET value = CAST(CAST(value AS INTEGER) + 1 AS BLOB)
+               RETURNING CAST(value AS INTEGER)";
+    let number: i64 = tx.query_row(sql, [key], |r| r.get(0)).map_err(doing("count"))?;
+    Ok(number.unsigned_abs())
+}
+
+fn random<const N: usize>() -> Result<[u8; N], LedgerError> {
+    use std::io::Read;
+    let mut bytes = [0; N];
+    std::fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes)).map_err(LedgerError::Random)?;
+    Ok(bytes)
+}
+
+/// ULID: 48 bits of wall time and 80 of randomness in Crockford's base 32.
+fn ulid(wall_ms: u64) -> Result<String, LedgerError> {
+    const DIGITS: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+    let random: [u8; 10] = random()?;
+    let low = random.iter().fold(0u128, |n, b| n << 8 | u128::from(*b));
+    let value = u128::from(wall_ms & 0xffff_ffff_ffff) << 80 | low;
+    Ok((0..26).rev().map(|i| char::from(DIGITS[(value >> (5 * i)) as usize & 31])).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::alert::lifecycle::tests::verdict;
+    use proptest::prelude::*;
+
+    fn site() -> Site {
+        Site { name: "north".into(), device: "ct-1".into(), profile: Profile::Assist }
+    }
+
+    fn alert_of(ledger: &Ledger) -> Option<Alert> {
+        let row = ledger.outbox_next().unwrap().filter(|r| r.alert_id.is_some())?;
+        Some(serde_json::from_str(&ledger.stamp(&row).unwrap()).unwrap())
+    }
+
+    #[test]
+    fn a_verdict_and_its_alert_survive_a_restart_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = {
+            let ledger = Ledger::open(dir.path(), &site()).unwrap();
+            ledger.record(&verdict(1, Stage::Final, Some(0.9)), &Record::default()).unwrap()
+        };
+        let ledger = Ledger::open(dir.path(), &site()).unwrap();
+        let alert = alert_of(&ledger).unwrap();
+        assert_eq!(Some((alert.alert_id.clone(), alert.rev)), first.alert);
+        assert_eq!((ledger.boot(), ledger.open_alert_count().unwrap()), (2, 1));
+        assert_eq!(ledger.already_read().unwrap().len(), 1);
+        assert_eq!(ledger.reference("1.2.3"), first.study_ref);
+    }
+
+    #[test]
+    fn nothing_on_the_wire_holds_a_uid() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path(), &site()).unwrap();
+        ledger.record(&verdict(1, Stage::Final, Some(0.9)), &Record::default()).unwrap();
+        while let Some(row) = ledger.outbox_next().unwrap() {
+            assert!(!row.topic.contains("1.2.3") && !row.payload.contains("1.2.3"), "{row:?}");
+            ledger.outbox_done(row.seq).unwrap();
+        }
+    }
+
+    #[test]
+    fn profile_triage_says_neither_type_nor_side() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path(), &Site { profile: Profile::Triage, ..site() }).unwrap();
+        ledger.record(&verdict(1, Stage::Final, Some(0.9)), &Record::default()).unwrap();
+        let alert = alert_of(&ledger).unwrap();
+        assert_eq!(alert.finding, AlertFinding { operating_point: "final".into(), ..Default::default() });
+    }
+
+    #[test]
+    fn a_third_attempt_is_counted_as_such() {
+        let dir = tempfile::tempdir().unwrap();
+        let series = SeriesUid::parse("1.2.3.1").unwrap();
+        for n in 1..=3 {
+            let ledger = Ledger::open(dir.path(), &site()).unwrap();
+            assert_eq!(ledger.begin_attempt(&series, "00").unwrap(), n);
+        }
+        let ledger = Ledger::open(dir.path(), &site()).unwrap();
+        ledger.end_attempt(&series).unwrap();
+        assert_eq!(ledger.begin_attempt(&series, "00").unwrap(), 1);
+    }
+
+    #[test]
+    fn a_newer_schema_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Ledger::open(dir.path(), &site()).unwrap());
+        let connection = Connection::open(dir.path().join("ichd.db")).unwrap();
+        connection.pragma_update(None, "user_version", 99).unwrap();
+        assert!(matches!(Ledger::open(dir.path(), &site()), Err(LedgerError::Newer { found: 99, .. })));
+    }
+
+    #[test]
+    fn ulids_sort_by_time() {
+        let (a, b) = (ulid(1_000).unwrap(), ulid(2_000).unwrap());
+        assert!(a.len() == 26 && a < b);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        /// Promise 4: whatever the verdicts, one identity per study, and revisions only rise.
+        #[test]
+        fn one_study_one_alarm(script in prop::collection::vec((1u8..4, any::<bool>(), prop::option::of(0.5f32..1.0)), 1..12)) {
+            let dir = tempfile::tempdir().unwrap();
+            let ledger = Ledger::open(dir.path(), &site()).unwrap();
+            let (mut id, mut rev) = (None, 0);
+            for (n, provisional, p) in script {
+                let stage = if provisional { Stage::Provisional } else { Stage::Final };
+                if let Some((alert_id, new_rev)) = ledger.record(&verdict(n, stage, p), &Record::default()).unwrap().alert {
+                    prop_assert_eq!(id.get_or_insert(alert_id.clone()), &alert_id);
+                    prop_assert!(new_rev > rev);
+                    rev = new_rev;
+                }
+            }
+        }
+    }
+}

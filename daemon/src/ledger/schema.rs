@@ -1,0 +1,48 @@
+//! Migrations: frozen, one way. A newer schema than this program knows is refused, never guessed at.
+
+/// Version after all migrations; `PRAGMA user_version`.
+pub const VERSION: i64 = MIGRATIONS.len() as i64;
+
+/// `MIGRATIONS[n]` takes version n to n + 1.
+pub const MIGRATIONS: [&str; 1] = ["
+CREATE TABLE settings (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
+CREATE TABLE series (
+    series_uid TEXT PRIMARY KEY,
+    study_uid TEXT NOT NULL,
+    study_ref TEXT NOT NULL,
+    disposition TEXT NOT NULL,
+    reason TEXT,
+    stage TEXT NOT NULL,
+    revision INTEGER NOT NULL,
+    instances INTEGER NOT NULL,
+    input_sha256 TEXT NOT NULL,
+    model_sha256 TEXT,
+    program TEXT NOT NULL,
+    verdict TEXT NOT NULL,
+    timings TEXT NOT NULL,
+    decided_ms INTEGER NOT NULL
+) STRICT;
+CREATE TABLE attempts (series_uid TEXT PRIMARY KEY, input_sha256 TEXT NOT NULL, count INTEGER NOT NULL) STRICT;
+CREATE TABLE alerts (
+    study_uid TEXT PRIMARY KEY,
+    alert_id TEXT NOT NULL UNIQUE,
+    rev INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    stage TEXT NOT NULL,
+    raised_by TEXT NOT NULL,
+    content TEXT NOT NULL,
+    document TEXT NOT NULL,
+    raised_ms INTEGER NOT NULL,
+    raised_boot_id TEXT NOT NULL,
+    raised_boot_ms INTEGER NOT NULL
+) STRICT;
+CREATE TABLE outbox (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    topic TEXT NOT NULL,
+    payload TEXT NOT NULL,
+    retain INTEGER NOT NULL,
+    alert_id TEXT,
+    decided_boot_ms INTEGER NOT NULL
+) STRICT;
+CREATE INDEX outbox_by_alert ON outbox (alert_id);
+"];

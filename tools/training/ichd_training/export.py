@@ -1,0 +1,170 @@
+"""Checkpoint -> signed model package, in one command: graphs, golden series, manifest, signature, parity check."""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from torch import nn
+
+from . import CLASSES, CLIP_HU, FIELD_MM, MEAN, OUTSIDE_HU, SIZE_PX, STD, STEP_MM_MIN, WINDOWS
+from .model import FEATURES, Base, Sequence1, Sequence2
+from .prepare import MAP_PX
+from .preprocess import channels, resize, step_meta
+from .readers import dicom_series
+
+OPSET = 17
+
+
+class BaseGraph(nn.Module):
+    def __init__(self, net, temperature):
+        super().__init__()
+        self.net, self.t = net, temperature
+
+    def forward(self, x):
+        features, logits, maps = self.net(x)
+        return features, torch.sigmoid(logits / self.t), torch.sigmoid(maps)
+
+
+class SequenceGraph(nn.Module):
+    def __init__(self, net, temperature=1.0):
+        super().__init__()
+        self.net, self.t = net, temperature
+
+    def forward(self, x):
+        return torch.sigmoid(self.net(x) / self.t)
+
+
+def graphs(checkpoint: Path):
+    """The three stages of a checkpoint, in evaluation mode, with calibration folded in."""
+    state = torch.load(checkpoint)
+    base, s1, s2 = Base(), Sequence1(), Sequence2()
+    base.load_state_dict(state["base"])
+    s1.load_state_dict(state["seq1"])
+    s2.load_state_dict(state["seq2"])
+    return BaseGraph(base, 1.0).eval(), SequenceGraph(s1).eval(), SequenceGraph(s2, state.get("temperature", 1.0)).eval()
+
+
+def export_graphs(modules, out: Path) -> None:
+    base, s1, s2 = modules
+    save = dict(dynamo=False, opset_version=OPSET, do_constant_folding=True)
+    time = {0: "one", 1: "slices"}
+    torch.onnx.export(base, torch.zeros(1, 9, SIZE_PX, SIZE_PX), out / "base.onnx", input_names=["x"], output_names=["features", "probs", "map"], **save)
+    torch.onnx.export(s1, torch.zeros(1, 20, FEATURES), out / "seq1.onnx", input_names=["features"], output_names=["probs"], dynamic_axes={"features": {1: "slices"}, "probs": {1: "slices"}}, **save)
+    torch.onnx.export(s2, torch.rand(1, 20, 13), out / "seq2.onnx", input_names=["x"], output_names=["probs"], dynamic_axes={"x": {1: "slices"}, "probs": {1: "slices"}}, **save)
+
+
+class OnnxReader:
+    """The same chain through ONNX Runtime: the reference for the golden scores and the rival in benchmarks."""
+
+    def __init__(self, package: Path, threads: int = 1):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        load = lambda name: onnxruntime.InferenceSession(str(package / name), options, providers=["CPUExecutionProvider"])
+        self.base, self.seq1, self.seq2 = load("base.onnx"), load("seq1.onnx"), load("seq2.onnx")
+
+    def read(self, planes: np.ndarray, z_mm: np.ndarray):
+        """Planes [T, S, S] HU -> base [T, 6], seq1 [T, 6], final [T, 6]."""
+        x = channels(planes)
+        parts = [self.base.run(["features", "probs"], {"x": x[t : t + 1]}) for t in range(len(x))]
+        features, base = (np.concatenate(p) for p in zip(*parts))
+        seq1 = self.seq1.run(None, {"features": features[None]})[0][0]
+        final = self.seq2.run(None, {"x": np.concatenate([base, seq1, step_meta(z_mm)], axis=1)[None].astype(np.float32)})[0][0]
+        return base, seq1, final
+
+
+def dicom_planes(files):
+    hu, z_mm, pixel_mm, _ = dicom_series(files)
+    return np.stack([resize(plane, pixel_mm, pixel_mm) for plane in hu]), z_mm
+
+
+def parity(modules, package: Path) -> float:
+    """Largest difference between PyTorch and ONNX Runtime over the golden series, any stage, any slice."""
+    planes, z_mm = dicom_planes(sorted((package / "golden/series").glob("*.dcm")))
+    base, seq1, final = OnnxReader(package).read(planes, z_mm)
+    with torch.no_grad():
+        features, b, _ = modules[0](torch.from_numpy(channels(planes)))
+        s1 = modules[1](features[None])[0]
+        s2 = modules[2](torch.cat([b, s1, torch.from_numpy(step_meta(z_mm))], dim=1)[None])[0]
+    return max(float(np.abs(ours.numpy() - theirs).max()) for ours, theirs in ((b, base), (s1, seq1), (s2, final)))
+
+
+def golden(package: Path, phantom: Path) -> None:
+    """One small phantom series with its answers; made from the project's own phantom, so it may be shipped."""
+    folder = package / "golden/series"
+    shutil.rmtree(package / "golden", ignore_errors=True)
+    folder.mkdir(parents=True)
+    subprocess.run([phantom, "series", "--seed", "7", "--bleed", "intraparenchymal", "--volume-ml", "40", "--slices", "10", "--step-mm", "10", "--matrix", "192", "--out", folder], check=True, capture_output=True)
+    planes, z_mm = dicom_planes(sorted(folder.glob("*.dcm")))
+    base, seq1, final = OnnxReader(package).read(planes, z_mm)
+    table = {"base": base, "seq1": seq1, "final": final}
+    (package / "golden/expected.json").write_text(json.dumps({k: np.round(v, 6).tolist() for k, v in table.items()}) + "\n")
+
+
+def manifest(package: Path, version: str, points: dict) -> str:
+    """manifest.toml text; `points` comes from evaluate."""
+    q = json.dumps
+    out = [f"format = 1\nid = {q(package.name)}\nversion = {q(version)}\nclasses = {q(CLASSES)}\n"]
+    out.append(f"[input]\nsize-px = {SIZE_PX}\nfield-mm = {FIELD_MM}\ncenter = \"image\"\nresize = \"area\"\noutside-hu = {OUTSIDE_HU}\n"
+               f"clip-hu = {list(CLIP_HU)}\nstep-mm-min = {STEP_MM_MIN}\nmean = {MEAN}\nstd = {STD}\n"
+               f"channels = {q([f'{n}:{w}' for n in ('prev', 'self', 'next') for w in WINDOWS])}\n")
+    out += [f"[[input.windows]]\nname = {q(n)}\nlevel-hu = {level}\nwidth-hu = {width}\n" for n, (level, width) in WINDOWS.items()]
+    out.append(f"[graphs.base]\nfile = \"base.onnx\"\nfeatures = {FEATURES}\nmap-px = {MAP_PX}\n\n[graphs.seq1]\nfile = \"seq1.onnx\"\n\n"
+               "[graphs.seq2]\nfile = \"seq2.onnx\"\nmeta = [\"step-mm/10\"]\n\n[series]\naggregate = \"max\"\n")
+    for name in ("final", "provisional"):
+        out.append(f"[[operating-points]]\nname = {q(name)}\nthresholds = {points[name]}\nprovenance = {q(points['provenance'])}\n")
+    for name, any_min, priority in (("urgent", points["urgent"], 1), ("prompt", 0.0, 2)):
+        out.append(f"[[tiers]]\nname = {q(name)}\nany-min = {any_min}\npriority = {priority}\n")
+    out.append("[calibration]\nmethod = \"none\"\nprovenance = \"label smoothing in training only; probabilities are not calibrated\"\n")
+    out.append("[intended]\nthickness-mm = [2.5, 10.0]\nfield-mm = [180.0, 300.0]\nkernels = \"soft tissue\"\nwords = \"non-contrast axial head CT of adults\"\n")
+    out.append("[training]\ndata = \"CT-ICH (Hssayeni et al. 2020, CC BY 4.0) without fifteen held-out people; painted copies of its quiet heads; phantom heads\"\n"
+               "limits = \"45 people, one hospital, one scanner setting; painted bleeds; not a medical device\"\n")
+    out.append("[golden]\nseries = \"golden/series\"\nexpected = \"golden/expected.json\"\n\n[files]")
+    files = sorted(p for p in package.rglob("*") if p.is_file() and not p.name.startswith("manifest."))
+    out += [f"{q(p.relative_to(package).as_posix())} = {q(hashlib.sha256(p.read_bytes()).hexdigest())}" for p in files]
+    return "\n".join(out) + "\n"
+
+
+def sign(package: Path, key_path: Path) -> None:
+    """Signs manifest.toml; makes the key pair if the private key does not exist. The private key is never committed."""
+    if not key_path.exists():
+        key_path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(key_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f:
+            f.write(Ed25519PrivateKey.generate().private_bytes_raw())
+    key = Ed25519PrivateKey.from_private_bytes(key_path.read_bytes())
+    key_path.with_suffix(".pub").write_text(key.public_key().public_bytes_raw().hex() + "\n")
+    (package / "manifest.sig").write_bytes(key.sign((package / "manifest.toml").read_bytes()))
+
+
+def main() -> None:
+    a = argparse.ArgumentParser(description=__doc__)
+    a.add_argument("--checkpoint", type=Path, required=True)
+    a.add_argument("--points", type=Path, required=True, help="operating points written by evaluate")
+    a.add_argument("--phantom", type=Path, required=True, help="the `ichd-phantom` program")
+    a.add_argument("--key", type=Path, required=True, help="Ed25519 private key file; made if absent")
+    a.add_argument("--version", default="0.1.0")
+    a.add_argument("--out", type=Path, required=True)
+    args = a.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    modules = graphs(args.checkpoint)
+    export_graphs(modules, args.out)
+    golden(args.out, args.phantom)
+    worst = parity(modules, args.out)
+    print(f"PyTorch and ONNX Runtime differ by at most {worst:.1e}")
+    if worst > 1e-3:
+        raise SystemExit("parity failed: more than 1e-3")
+    (args.out / "manifest.toml").write_text(manifest(args.out, args.version, json.loads(args.points.read_text())))
+    sign(args.out, args.key)
+    print(f"signed package in {args.out}, {sum(p.stat().st_size for p in args.out.rglob('*') if p.is_file()) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
