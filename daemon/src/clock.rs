@@ -21,12 +21,15 @@ pub fn wall_ms() -> u64 {
 /// Milliseconds since the machine started, suspended time included; goes on across restarts of the daemon.
 pub fn boot_ms() -> u64 {
     let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
-    time.map_or(0, |t| u64::try_from(t.tv_sec()).unwrap_or(0) * 1000 + u64::try_from(t.tv_nsec()).unwrap_or(0) / 1_000_000)
+    time.map_or(0, |t| {
+        u64::try_from(t.tv_sec()).unwrap_or(0) * 1000 + u64::try_from(t.tv_nsec()).unwrap_or(0) / 1_000_000
+    })
 }
 
 /// Identity of this run of the machine; [`boot_ms`] values compare only within one.
 pub fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_or_else(|_| "unknown".into(), |s| s.trim().into())
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map_or_else(|_| "unknown".into(), |s| s.trim().into())
 }
 
 /// RFC 3339 UTC text with milliseconds, for documents that people and other systems read.

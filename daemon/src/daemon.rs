@@ -72,7 +72,10 @@ pub async fn run(
 ) -> Result<(), RunError> {
     // Build.
     let started = clock::now();
-    let reader = Arc::new(Reader::load(&config.infer).map_err(RunError::Model)?);
+    let mut pulses = Pulses::new(started);
+    let infer_pulse = pulses.register("infer");
+    let reader = Reader::load(&config.infer).map_err(RunError::Model)?.beating(infer_pulse.clone());
+    let reader = Arc::new(reader);
     let limits = SpoolLimits {
         free_bytes_min: config.receive.free_bytes_min,
         instance_bytes_max: config.receive.instance_bytes_max,
@@ -81,7 +84,6 @@ pub async fn run(
     let spool = Arc::new(Spool::open(&spool_dir, limits).map_err(RunError::Spool)?);
     let ledger = Arc::new(Ledger::open(&config.state.directory, &config.site).map_err(RunError::Ledger)?);
     let already_read = ledger.already_read().map_err(RunError::Ledger)?;
-    let mut pulses = Pulses::new(started);
 
     // Bind.
     let address = config.receive.listen;
@@ -91,12 +93,12 @@ pub async fn run(
 
     // Wire, downstream first, so that nobody talks to a stage that is not there.
     let wake = Arc::new(Notify::new());
-    let publisher = publisher::Publisher::new(&config.alert, &config.health, ledger.clone(), reader.model().clone())
-        .map_err(RunError::Tls)?;
+    let publisher =
+        publisher::Publisher::new(&config.alert, &config.health, ledger.clone(), reader.model().clone())
+            .map_err(RunError::Tls)?;
     let links = publisher.spawn(wake.clone(), pulses.register("alert"), shutdown.clone());
 
-    let (jobs, outcomes) =
-        infer::driver::spawn(reader.clone(), pulses.register("infer")).map_err(RunError::Thread)?;
+    let (jobs, outcomes) = infer::driver::spawn(reader.clone(), infer_pulse).map_err(RunError::Thread)?;
     let (actions_tx, actions) = mpsc::channel(ACTIONS_MAX);
     let (failed_tx, failed) = mpsc::channel(ACTIONS_MAX);
     let judge = tokio::spawn(decide::driver::run(decide::driver::Wiring {
@@ -156,7 +158,13 @@ pub async fn run(
     let _ = ready.send(addresses);
 
     // Serve and drain, upstream first: each stage ends when the one before it has hung up.
-    let stages = [("receive", receiver), ("assemble", assembler), ("decide", judge), ("health", monitor), ("alert", links.task)];
+    let stages = [
+        ("receive", receiver),
+        ("assemble", assembler),
+        ("decide", judge),
+        ("health", monitor),
+        ("alert", links.task),
+    ];
     serve(stages, shutdown, Duration::from_millis(config.health.drain_ms)).await
 }
 

@@ -53,7 +53,9 @@ pub fn change(existing: Option<&Existing>, verdict: &Verdict, content: &str) -> 
         // What another series says first stays; this one stands behind it.
         let others = !alert.raised_by.is_empty() && !mine;
         // A provisional look never turns a final alert provisional again.
-        let back = alert.stage == Stage::Final && verdict.stage == Stage::Provisional && alert.state != AlertState::Withdrawn;
+        let back = alert.stage == Stage::Final
+            && verdict.stage == Stage::Provisional
+            && alert.state != AlertState::Withdrawn;
         return match (others, news && !back) {
             (true, _) => Some(Change::Join),
             (false, true) => Some(Change::Revise),

@@ -109,7 +109,8 @@ impl Publisher {
         let (link_tx, link) = watch::channel(unreachable);
         let (status_tx, status) = watch::channel(status);
         let (heartbeat_tx, heartbeat) = watch::channel(Heartbeat::default());
-        let run = Run { publisher: self, wake, pulse, shutdown, link: link_tx, status, beats: heartbeat, conn: 0 };
+        let run =
+            Run { publisher: self, wake, pulse, shutdown, link: link_tx, status, beats: heartbeat, conn: 0 };
         Links { link, status: status_tx, heartbeat: heartbeat_tx, task: tokio::spawn(run.run()) }
     }
 }
@@ -123,8 +124,9 @@ fn client_tls(tls: &config::AlertTls) -> Result<rustls::ClientConfig, PublisherE
         let certificate = certificate.map_err(|e| bad("ca", e.to_string()))?;
         roots.add(certificate).map_err(|e| bad("ca", e.to_string()))?;
     }
-    let chain: Result<Vec<_>, _> =
-        CertificateDer::pem_file_iter(&tls.certificate).map_err(|e| bad("certificate", e.to_string()))?.collect();
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(&tls.certificate)
+        .map_err(|e| bad("certificate", e.to_string()))?
+        .collect();
     let chain = chain.map_err(|e| bad("certificate", e.to_string()))?;
     let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|e| bad("key", e.to_string()))?;
     rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -172,7 +174,9 @@ impl Run {
             match self.connection().await {
                 End::Shutdown => return,
                 End::Error(reason) => {
-                    let was = self.link.send_replace(Link { connected: false, reasons: vec!["broker_unreachable".into()] });
+                    let was = self
+                        .link
+                        .send_replace(Link { connected: false, reasons: vec!["broker_unreachable".into()] });
                     if was.connected || self.conn == 1 {
                         log::warn!(event = "broker_lost"; "no link to the broker: {reason}");
                     }
@@ -217,7 +221,13 @@ impl Run {
             correlation_data: None,
             user_properties: vec![],
         };
-        options.set_last_will(LastWill::new(topic::status(site), lost, QoS::AtLeastOnce, true, Some(properties)));
+        options.set_last_will(LastWill::new(
+            topic::status(site),
+            lost,
+            QoS::AtLeastOnce,
+            true,
+            Some(properties),
+        ));
         options
     }
 
@@ -286,7 +296,11 @@ impl Run {
         let site = ledger.site();
         let properties = PublishProperties {
             payload_format_indicator: Some(1),
-            message_expiry_interval: Some(if row.retain { self.publisher.config.expiry_s } else { STUDY_EXPIRY_S }),
+            message_expiry_interval: Some(if row.retain {
+                self.publisher.config.expiry_s
+            } else {
+                STUDY_EXPIRY_S
+            }),
             content_type: Some("application/json".into()),
             correlation_data: row.alert_id.as_ref().map(|id| id.clone().into_bytes().into()),
             response_topic: row.alert_id.as_ref().map(|_| topic::receipt(site)),
@@ -368,7 +382,8 @@ impl Run {
 
     fn send_heartbeat(&self, client: &AsyncClient) {
         let payload = serde_json::to_string(&*self.beats.borrow()).unwrap_or_default();
-        let properties = PublishProperties { message_expiry_interval: Some(60), ..PublishProperties::default() };
+        let properties =
+            PublishProperties { message_expiry_interval: Some(60), ..PublishProperties::default() };
         let topic = topic::heartbeat(self.publisher.ledger.site());
         let _ = client.try_publish_with_properties(topic, QoS::AtMostOnce, false, payload, properties);
     }
@@ -377,6 +392,7 @@ impl Run {
     async fn say_goodbye(&self, client: &AsyncClient, events: &mut EventLoop) {
         self.send_status(client, &mut InFlight::default(), Some(State::Offline));
         let _ = client.try_disconnect();
-        let _ = tokio::time::timeout(Duration::from_secs(2), async { while events.poll().await.is_ok() {} }).await;
+        let _ = tokio::time::timeout(Duration::from_secs(2), async { while events.poll().await.is_ok() {} })
+            .await;
     }
 }

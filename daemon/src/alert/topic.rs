@@ -37,7 +37,8 @@ mod tests {
 
     #[test]
     fn topics_are_those_of_the_contract() {
-        let site = Site { name: "north".into(), device: "ct-1".into(), profile: crate::config::Profile::Assist };
+        let site =
+            Site { name: "north".into(), device: "ct-1".into(), profile: crate::config::Profile::Assist };
         assert_eq!(status(&site), "ichd/1/north/dev/ct-1/status");
         assert_eq!(alert(&site, "01J"), "ichd/1/north/dev/ct-1/alert/01J");
         assert_eq!(receipt(&site), "ichd/1/north/sta/{station}/receipt/ct-1");

@@ -127,7 +127,9 @@ async fn restore(assembler: &mut Assembler, spool: &Arc<Spool>, already_read: &A
 async fn rescan(assembler: &mut Assembler, wiring: &Wiring) {
     log::warn!(event = "spool_rescan"; "stored events did not fit, reading the spool again");
     for instance in all(&wiring.spool).await {
-        if !assembler.knows(&instance.header.series) && wiring.already_read.contains_key(&instance.header.series) {
+        if !assembler.knows(&instance.header.series)
+            && wiring.already_read.contains_key(&instance.header.series)
+        {
             continue;
         }
         for action in assembler.on_stored(clock::now(), None, instance) {

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::Failure;
-use crate::chain;
 use crate::assemble::{Flag, Volume, geometry, study};
+use crate::chain;
 use crate::config;
-use crate::decide::{Disposition, Finding, NamedScores, SliceScores, Stage, Verdict, Why, decide, suitability};
+use crate::decide::{
+    Disposition, Finding, NamedScores, SliceScores, Stage, Verdict, Why, decide, suitability,
+};
 use crate::dicom::{SeriesUid, SliceHeader, SopInstanceUid, StudyUid, dataset};
 use crate::infer::{ModelId, Reader, Reading, SeriesCache, Timings};
 use crate::spool::Instance;
@@ -151,9 +153,8 @@ fn collect_files(path: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
 fn judge(volume: &Volume, all: &[Volume], reader: &Reader) -> (Verdict, Timings) {
     let slices_max = config::Assemble::default().slices_max;
     let suitable = |v: &Volume| suitability::by_headers(v, slices_max);
-    let better = |v: &&Volume| {
-        v.study == volume.study && suitable(v).is_ok() && study::compare(v, volume).is_lt()
-    };
+    let better =
+        |v: &&Volume| v.study == volume.study && suitable(v).is_ok() && study::compare(v, volume).is_lt();
     let reading: Result<Reading, Why> = match suitable(volume) {
         Err(why) => Err(why),
         Ok(()) if all.iter().any(|v| better(&v)) => Err(Why::NotChosen),
@@ -207,7 +208,8 @@ fn sentence(volume: &Volume, verdict: &Verdict, finding: Option<&Finding>, ms: T
             let types: Vec<_> = finding.subtypes.iter().map(|c| c.as_str()).collect();
             let types = if types.is_empty() { "hemorrhage".to_owned() } else { types.join(", ") };
             let [first, last] = finding.slice_range;
-            let side = finding.side.map_or(String::new(), |s| format!(", {}", format!("{s:?}").to_lowercase()));
+            let side =
+                finding.side.map_or(String::new(), |s| format!(", {}", format!("{s:?}").to_lowercase()));
             let volume_ml = finding.volume_ml.map_or(String::new(), |v| format!(", about {v} mL"));
             format!("suspected: {types}{side}, slices {}-{}{volume_ml}", first + 1, last + 1)
         }

@@ -9,8 +9,9 @@ use super::Failure;
 /// Installs the logger; `ICHD_LOG` (error, warn, info, debug, trace) sets the level, default info.
 pub fn install() -> Result<(), Failure> {
     let level = match std::env::var("ICHD_LOG") {
-        Ok(text) => text.parse().map_err(|_| {
-            Failure { code: 64, message: format!("ICHD_LOG is `{text}`; use error, warn, info, debug or trace") }
+        Ok(text) => text.parse().map_err(|_| Failure {
+            code: 64,
+            message: format!("ICHD_LOG is `{text}`; use error, warn, info, debug or trace"),
         })?,
         Err(_) => log::LevelFilter::Info,
     };

@@ -20,8 +20,7 @@ pub struct Args {
 /// Prints the ledger, oldest first.
 pub fn ledger(args: &Args) -> Result<(), Failure> {
     let config = Config::load(&args.config).map_err(|e| Failure::config(&e))?;
-    let rows = Ledger::list(&config.state.directory)
-        .map_err(|e| Failure::failed(crate::chain(&e)))?;
+    let rows = Ledger::list(&config.state.directory).map_err(|e| Failure::failed(crate::chain(&e)))?;
     for row in rows {
         if args.json {
             println!("{}", serde_json::to_string(&row).map_err(|e| Failure::internal(e.to_string()))?);

@@ -44,7 +44,11 @@ impl Dataset {
         let io = |source| HeaderError::Read { path: path.display().to_string(), source };
         let file = File::open(path).map_err(io)?;
         let length = file.metadata().map_err(io)?.len();
-        let mut walk = Walk { source: Source::Plain(BufReader::with_capacity(16 << 10, file)), offset: 0, length: Some(length) };
+        let mut walk = Walk {
+            source: Source::Plain(BufReader::with_capacity(16 << 10, file)),
+            offset: 0,
+            length: Some(length),
+        };
         let transfer_syntax = walk.file_meta()?;
         let mut encoding = Encoding { explicit: true, big_endian: false };
         match transfer_syntax.as_str() {
@@ -53,8 +57,7 @@ impl Dataset {
             "1.2.840.10008.1.2.1.99" => walk = walk.inflated(),
             _ => {}
         }
-        let mut dataset =
-            Dataset { transfer_syntax, big_endian: encoding.big_endian, ..Dataset::default() };
+        let mut dataset = Dataset { transfer_syntax, big_endian: encoding.big_endian, ..Dataset::default() };
         walk.top_level(encoding, wanted, &mut dataset)?;
         Ok(dataset)
     }
@@ -166,7 +169,10 @@ impl Walk {
         while filled < into.len() {
             let available = self.buffer().map_err(|e| syntax(format!("unreadable at byte {at}: {e}")))?;
             if available.is_empty() {
-                return Err(syntax(format!("ends at byte {} in the middle of an element", at + filled as u64)));
+                return Err(syntax(format!(
+                    "ends at byte {} in the middle of an element",
+                    at + filled as u64
+                )));
             }
             let n = available.len().min(into.len() - filled);
             into[filled..filled + n].copy_from_slice(&available[..n]);
@@ -184,7 +190,10 @@ impl Walk {
         match self.length {
             Some(total) if self.offset + length > total => Err(syntax(format!(
                 "({:04X},{:04X}) declares {length} bytes at byte {}, {} are left",
-                tag.0, tag.1, self.offset, total.saturating_sub(self.offset)
+                tag.0,
+                tag.1,
+                self.offset,
+                total.saturating_sub(self.offset)
             ))),
             _ => Ok(()),
         }
@@ -200,7 +209,11 @@ impl Walk {
         }
         let mut left = length;
         while left > 0 {
-            let n = self.buffer().map_err(|e| syntax(e.to_string()))?.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let n = self
+                .buffer()
+                .map_err(|e| syntax(e.to_string()))?
+                .len()
+                .min(usize::try_from(left).unwrap_or(usize::MAX));
             if n == 0 {
                 return Err(syntax(format!("({:04X},{:04X}) ends early", tag.0, tag.1)));
             }
@@ -232,7 +245,8 @@ impl Walk {
         let mut vr = [0; 2];
         self.bytes(&mut vr)?;
         let length = match &vr {
-            b"OB" | b"OW" | b"OF" | b"OD" | b"OL" | b"OV" | b"SQ" | b"UC" | b"UR" | b"UT" | b"UN" | b"SV" | b"UV" => {
+            b"OB" | b"OW" | b"OF" | b"OD" | b"OL" | b"OV" | b"SQ" | b"UC" | b"UR" | b"UT" | b"UN" | b"SV"
+            | b"UV" => {
                 self.short(be)?;
                 self.long(be)?
             }
@@ -240,7 +254,11 @@ impl Walk {
             _ => {
                 let high = self.short(be)?;
                 let low = if be { u16::from_be_bytes(vr) } else { u16::from_le_bytes(vr) };
-                if be { u32::from(low) << 16 | u32::from(high) } else { u32::from(high) << 16 | u32::from(low) }
+                if be {
+                    u32::from(low) << 16 | u32::from(high)
+                } else {
+                    u32::from(high) << 16 | u32::from(low)
+                }
             }
         };
         Ok(Element { tag, vr, length })
@@ -277,7 +295,12 @@ impl Walk {
         transfer_syntax.ok_or(HeaderError::Missing { attribute: "TransferSyntaxUID" })
     }
 
-    fn top_level(&mut self, encoding: Encoding, wanted: &[Tag], into: &mut Dataset) -> Result<(), HeaderError> {
+    fn top_level(
+        &mut self,
+        encoding: Encoding,
+        wanted: &[Tag],
+        into: &mut Dataset,
+    ) -> Result<(), HeaderError> {
         while !self.at_end() {
             let element = self.element(encoding)?;
             if element.tag == PIXEL_DATA {
@@ -313,7 +336,9 @@ impl Walk {
                 SEQUENCE_END => return Ok(()),
                 ITEM if item.length == UNDEFINED => self.item(encoding, depth)?,
                 ITEM => self.skip(u64::from(item.length), item.tag)?,
-                tag => return Err(syntax(format!("({:04X},{:04X}) where an item is expected", tag.0, tag.1))),
+                tag => {
+                    return Err(syntax(format!("({:04X},{:04X}) where an item is expected", tag.0, tag.1)));
+                }
             }
         }
     }
@@ -354,9 +379,9 @@ fn encoding_within(element: &Element, encoding: Encoding) -> Encoding {
 
 fn is_vr(vr: [u8; 2]) -> bool {
     const KNOWN: [&[u8; 2]; 34] = [
-        b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FL", b"FD", b"IS", b"LO", b"LT", b"OB", b"OD", b"OF",
-        b"OL", b"OV", b"OW", b"PN", b"SH", b"SL", b"SQ", b"SS", b"ST", b"SV", b"TM", b"UC", b"UI", b"UL", b"UN",
-        b"UR", b"US", b"UT", b"UV",
+        b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FL", b"FD", b"IS", b"LO", b"LT", b"OB", b"OD",
+        b"OF", b"OL", b"OV", b"OW", b"PN", b"SH", b"SL", b"SQ", b"SS", b"ST", b"SV", b"TM", b"UC", b"UI",
+        b"UL", b"UN", b"UR", b"US", b"UT", b"UV",
     ];
     KNOWN.contains(&&vr)
 }

@@ -129,9 +129,9 @@ impl SliceHeader {
             contrast: d.text(tag::CONTRAST).is_some(),
             lossy: d.text(tag::LOSSY).is_some_and(|t| t == "01") || is_lossy(&d.transfer_syntax),
             images_in_acquisition: d.text(tag::IMAGES_IN_ACQUISITION).and_then(|t| t.parse().ok()),
-            acquired_at: d.text(tag::ACQUISITION_DATE).map(|date| {
-                format!("{date}{}", d.text(tag::ACQUISITION_TIME).unwrap_or_default())
-            }),
+            acquired_at: d
+                .text(tag::ACQUISITION_DATE)
+                .map(|date| format!("{date}{}", d.text(tag::ACQUISITION_TIME).unwrap_or_default())),
             accession_number: Phi::new(d.text(tag::ACCESSION).unwrap_or_default()),
             patient_id: Phi::new(d.text(tag::PATIENT_ID).unwrap_or_default()),
             patient_name: Phi::new(d.text(tag::PATIENT_NAME).unwrap_or_default()),
@@ -203,8 +203,30 @@ mod tag {
 
     /// Everything a header is made of.
     pub const WANTED: [Tag; 25] = [
-        IMAGE_TYPE, SOP_CLASS, SOP, ACQUISITION_DATE, ACQUISITION_TIME, ACCESSION, MODALITY, PATIENT_NAME,
-        PATIENT_ID, CONTRAST, BODY_PART, THICKNESS, KERNEL, STUDY, SERIES, INSTANCE_NUMBER, POSITION, ORIENTATION,
-        IMAGES_IN_ACQUISITION, SAMPLES, FRAMES, ROWS, COLUMNS, PIXEL_SPACING, LOSSY,
+        IMAGE_TYPE,
+        SOP_CLASS,
+        SOP,
+        ACQUISITION_DATE,
+        ACQUISITION_TIME,
+        ACCESSION,
+        MODALITY,
+        PATIENT_NAME,
+        PATIENT_ID,
+        CONTRAST,
+        BODY_PART,
+        THICKNESS,
+        KERNEL,
+        STUDY,
+        SERIES,
+        INSTANCE_NUMBER,
+        POSITION,
+        ORIENTATION,
+        IMAGES_IN_ACQUISITION,
+        SAMPLES,
+        FRAMES,
+        ROWS,
+        COLUMNS,
+        PIXEL_SPACING,
+        LOSSY,
     ];
 }

@@ -75,8 +75,9 @@ impl Wiring {
         });
         let alive = |stage: &str| !silent.contains(&stage);
         let ledger = &self.ledger;
-        let (outbox_depth, open_alerts) =
-            tokio::task::block_in_place(|| (ledger.outbox_depth().unwrap_or(0), ledger.open_alert_count().unwrap_or(0)));
+        let (outbox_depth, open_alerts) = tokio::task::block_in_place(|| {
+            (ledger.outbox_depth().unwrap_or(0), ledger.open_alert_count().unwrap_or(0))
+        });
         let last_study_age_s = ledger.last_decided_age_ms().map(|ms| ms / 1000);
         self.heartbeat.send_replace(Heartbeat {
             uptime_s: (clock::now() - started).as_secs(),

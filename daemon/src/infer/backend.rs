@@ -67,7 +67,10 @@ fn plan(bytes: &[u8], shape: &[usize]) -> Result<Plan, String> {
 fn run(plan: &Plan, shape: &[usize], x: &[f32]) -> Result<Vec<Vec<f32>>, String> {
     let input = Tensor::from_shape(shape, x).map_err(text)?;
     let outputs = plan.run(tvec!(input.into())).map_err(text)?;
-    outputs.iter().map(|t| t.to_plain_array_view::<f32>().map(|v| v.iter().copied().collect()).map_err(text)).collect()
+    outputs
+        .iter()
+        .map(|t| t.to_plain_array_view::<f32>().map(|v| v.iter().copied().collect()).map_err(text))
+        .collect()
 }
 
 fn rows(values: &[f32]) -> Vec<[f32; 6]> {

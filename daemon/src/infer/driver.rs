@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::reader::{ReadError, Reader, SeriesCache};
 use super::Reading;
+use super::reader::{ReadError, Reader, SeriesCache};
 use crate::assemble::SharedVolume;
 use crate::dicom::SeriesUid;
 use crate::health::Pulse;
@@ -59,7 +59,14 @@ impl Jobs {
 pub fn spawn(reader: Arc<Reader>, pulse: Pulse) -> std::io::Result<(Jobs, mpsc::Receiver<Outcome>)> {
     let (jobs_tx, jobs) = sync_channel(JOBS_MAX);
     let (outcomes_tx, outcomes) = mpsc::channel(64);
-    let mut worker = Worker { reader, pulse, outcomes: outcomes_tx, caches: HashMap::new(), order: VecDeque::new(), looked: HashMap::new() };
+    let mut worker = Worker {
+        reader,
+        pulse,
+        outcomes: outcomes_tx,
+        caches: HashMap::new(),
+        order: VecDeque::new(),
+        looked: HashMap::new(),
+    };
     std::thread::Builder::new().name("ichd-infer".into()).spawn(move || worker.run(&jobs))?;
     Ok((Jobs(jobs_tx), outcomes))
 }

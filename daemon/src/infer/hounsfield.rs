@@ -59,18 +59,28 @@ pub enum DecodeError {
 /// Decodes one instance.
 pub fn decode(path: &Path, header: &SliceHeader) -> Result<HuImage, DecodeError> {
     const WANTED: [Tag; 9] = [
-        PHOTOMETRIC, BITS_ALLOCATED, BITS_STORED, HIGH_BIT, PIXEL_REPRESENTATION, PADDING, PADDING_LIMIT, INTERCEPT,
+        PHOTOMETRIC,
+        BITS_ALLOCATED,
+        BITS_STORED,
+        HIGH_BIT,
+        PIXEL_REPRESENTATION,
+        PADDING,
+        PADDING_LIMIT,
+        INTERCEPT,
         SLOPE,
     ];
     let d = Dataset::read(path, &WANTED).map_err(DecodeError::Header)?;
     if d.text(PHOTOMETRIC).is_some_and(|p| p != "MONOCHROME2") {
         return Err(DecodeError::NotASlice("photometric interpretation is not MONOCHROME2"));
     }
-    let bytes = catch_unwind(AssertUnwindSafe(|| stored_bytes(path))).map_err(|_| DecodeError::Panicked)??;
+    let bytes =
+        catch_unwind(AssertUnwindSafe(|| stored_bytes(path))).map_err(|_| DecodeError::Panicked)??;
     let (rows, columns) = (usize::from(header.rows), usize::from(header.columns));
     let n = rows * columns;
     let stored = match bytes.len() {
-        len if n > 0 && len == 2 * n => bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect(),
+        len if n > 0 && len == 2 * n => {
+            bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect()
+        }
         len if n > 0 && len == n => bytes.iter().map(|b| u16::from(*b)).collect::<Vec<u16>>(),
         _ => return Err(DecodeError::NotASlice("pixel data has another size than rows by columns")),
     };
@@ -102,7 +112,12 @@ impl Scale {
         let allocated = u32::from(d.short(BITS_ALLOCATED).unwrap_or(16));
         let bits = u32::from(d.short(BITS_STORED).unwrap_or(16));
         let high = u32::from(d.short(HIGH_BIT).unwrap_or(bits.saturating_sub(1) as u16));
-        if !matches!(allocated, 8 | 16) || bits == 0 || bits > allocated || high + 1 < bits || high >= allocated {
+        if !matches!(allocated, 8 | 16)
+            || bits == 0
+            || bits > allocated
+            || high + 1 < bits
+            || high >= allocated
+        {
             return Err(DecodeError::NotASlice("bits allocated, stored and high bit contradict each other"));
         }
         let signed = d.short(PIXEL_REPRESENTATION) == Some(1);
@@ -119,7 +134,8 @@ impl Scale {
             intercept: number(INTERCEPT, 0.0)?,
         };
         // Some write a negative padding value as unsigned; sixteen bits are sixteen bits.
-        let padding = |tag| d.short(tag).map(|raw| if signed { i32::from(raw as i16) } else { i32::from(raw) });
+        let padding =
+            |tag| d.short(tag).map(|raw| if signed { i32::from(raw as i16) } else { i32::from(raw) });
         scale.padding = padding(PADDING).map(|value| {
             let limit = padding(PADDING_LIMIT).unwrap_or(value);
             (value.min(limit), value.max(limit))
@@ -151,7 +167,11 @@ fn upright(image: HuImage, g: &PlaneGeometry) -> HuImage {
         let y = if down < 0.0 { rows - 1 - y } else { y };
         for x in 0..columns {
             let x = if right < 0.0 { columns - 1 - x } else { x };
-            hu.push(if transpose { image.hu[x * image.columns + y] } else { image.hu[y * image.columns + x] });
+            hu.push(if transpose {
+                image.hu[x * image.columns + y]
+            } else {
+                image.hu[y * image.columns + x]
+            });
         }
     }
     let (row_mm, column_mm) =
@@ -177,8 +197,10 @@ mod tests {
 
     #[test]
     fn an_image_stored_upside_down_is_turned_upright() {
-        let image = HuImage { rows: 2, columns: 3, row_mm: 1.0, column_mm: 2.0, hu: vec![1., 2., 3., 4., 5., 6.] };
-        let plane = |row, column| PlaneGeometry { position_mm: [0.0; 3], row, column, pixel_spacing_mm: [1.0, 2.0] };
+        let image =
+            HuImage { rows: 2, columns: 3, row_mm: 1.0, column_mm: 2.0, hu: vec![1., 2., 3., 4., 5., 6.] };
+        let plane =
+            |row, column| PlaneGeometry { position_mm: [0.0; 3], row, column, pixel_spacing_mm: [1.0, 2.0] };
         let turned = upright(image.clone(), &plane([-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]));
         assert_eq!(turned.hu, [6., 5., 4., 3., 2., 1.]);
         let turned = upright(image.clone(), &plane([0.0, 1.0, 0.0], [1.0, 0.0, 0.0]));

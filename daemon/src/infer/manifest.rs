@@ -147,13 +147,18 @@ impl Manifest {
     pub fn parse(text: &str) -> Result<Self, ManifestError> {
         let manifest: Manifest = match toml::from_str(text) {
             Ok(manifest) => manifest,
-            Err(error) => return refuse("manifest.toml", format!("cannot be understood: {}", error.message())),
+            Err(error) => {
+                return refuse("manifest.toml", format!("cannot be understood: {}", error.message()));
+            }
         };
         if manifest.format != 1 {
             return refuse("format", format!("is {}, this program reads 1", manifest.format));
         }
         if manifest.classes != Class::ALL {
-            return refuse("classes", "has another order than any, epidural, intraparenchymal, intraventricular, subarachnoid, subdural");
+            return refuse(
+                "classes",
+                "has another order than any, epidural, intraparenchymal, intraventricular, subarachnoid, subdural",
+            );
         }
         let input = &manifest.input;
         if !(32..=1024).contains(&input.size_px) || !(50.0..=1000.0).contains(&input.field_mm) {
@@ -168,7 +173,9 @@ impl Manifest {
         if manifest.series.aggregate != "max" {
             return refuse("series.aggregate", "must be `max`");
         }
-        if !(8..=4096).contains(&manifest.graphs.base.features) || !(1..=512).contains(&manifest.graphs.base.map_px) {
+        if !(8..=4096).contains(&manifest.graphs.base.features)
+            || !(1..=512).contains(&manifest.graphs.base.map_px)
+        {
             return refuse("graphs.base", "has implausible features or map-px");
         }
         manifest.channels()?;
@@ -189,7 +196,9 @@ impl Manifest {
                 _ => return refuse("input.channels", format!("names `{neighbour}`; prev, self or next")),
             };
             match self.input.windows.iter().find(|w| w.name == window && w.width_hu > 0.0) {
-                Some(w) => Ok(Channel { neighbour, low_hu: w.level_hu - w.width_hu / 2.0, width_hu: w.width_hu }),
+                Some(w) => {
+                    Ok(Channel { neighbour, low_hu: w.level_hu - w.width_hu / 2.0, width_hu: w.width_hu })
+                }
                 None => refuse("input.windows", format!("has no `{window}` with a width above 0")),
             }
         };
@@ -203,7 +212,11 @@ impl Manifest {
             Some(_) => refuse("operating-points", format!("has a threshold of `{name}` outside 0 to 1")),
             None => refuse("operating-points", format!("has no `{name}`")),
         };
-        let policy = Policy { complete: point("final")?, provisional: point("provisional")?, tiers: self.tiers.clone() };
+        let policy = Policy {
+            complete: point("final")?,
+            provisional: point("provisional")?,
+            tiers: self.tiers.clone(),
+        };
         if policy.provisional.thresholds[0] < policy.complete.thresholds[0] {
             return refuse("operating-points", "has a `provisional` that is less strict than `final`");
         }

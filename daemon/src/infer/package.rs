@@ -28,7 +28,9 @@ pub enum ModelError {
         path: PathBuf,
     },
     /// No trusted key made the signature.
-    #[error("manifest.sig of `{dir}` was made by none of the trusted keys (infer.trusted-keys); install a package signed for this site")]
+    #[error(
+        "manifest.sig of `{dir}` was made by none of the trusted keys (infer.trusted-keys); install a package signed for this site"
+    )]
     Signature {
         /// Package.
         dir: PathBuf,
@@ -80,7 +82,8 @@ impl Package {
     pub fn open(dir: &Path, keys: &[VerifyingKey]) -> Result<Self, ModelError> {
         let bytes = read(&dir.join("manifest.toml"))?;
         let signature = read(&dir.join("manifest.sig"))?;
-        let signed = Signature::from_slice(&signature).is_ok_and(|s| keys.iter().any(|k| k.verify_strict(&bytes, &s).is_ok()));
+        let signed = Signature::from_slice(&signature)
+            .is_ok_and(|s| keys.iter().any(|k| k.verify_strict(&bytes, &s).is_ok()));
         if !signed {
             return Err(ModelError::Signature { dir: dir.into() });
         }

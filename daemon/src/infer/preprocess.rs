@@ -48,7 +48,8 @@ fn overlaps(n_in: usize, spacing_mm: f64, input: &Input) -> Vec<(usize, Vec<f32>
 pub fn tensor(neighbours: [&Plane; 3], channels: &[Channel], input: &Input) -> Vec<f32> {
     let mut x = Vec::with_capacity(channels.len() * input.size_px * input.size_px);
     for channel in channels {
-        let windowed = |hu: &f32| (((hu - channel.low_hu) / channel.width_hu).clamp(0.0, 1.0) - input.mean) / input.std;
+        let windowed =
+            |hu: &f32| (((hu - channel.low_hu) / channel.width_hu).clamp(0.0, 1.0) - input.mean) / input.std;
         x.extend(neighbours[channel.neighbour].iter().map(windowed));
     }
     x

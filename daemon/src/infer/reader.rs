@@ -18,6 +18,7 @@ use crate::clock;
 use crate::config;
 use crate::decide::Policy;
 use crate::dicom::{SliceHeader, SopInstanceUid, dataset};
+use crate::health::Pulse;
 use crate::spool::Instance;
 
 /// Map cells at or above this count as lesion.
@@ -92,6 +93,8 @@ pub struct Reader {
     policy: Policy,
     model: ModelId,
     threads: usize,
+    /// Beats with every slice, so that a long series is told from a hung graph.
+    pulse: Option<Pulse>,
 }
 
 impl Reader {
@@ -111,9 +114,16 @@ impl Reader {
             policy: manifest.policy().map_err(ModelError::Manifest)?,
             model: package.id.clone(),
             threads,
+            pulse: None,
         };
         reader.prove(&package)?;
         Ok(reader)
+    }
+
+    /// Lets every slice that is read beat this pulse.
+    pub fn beating(mut self, pulse: Pulse) -> Self {
+        self.pulse = Some(pulse);
+        self
     }
 
     /// Operating points and tiers.
@@ -135,7 +145,8 @@ impl Reader {
         }
         let chosen: Vec<&PlacedSlice> = volume.slices.iter().collect();
         let near = |i: usize| volume.steps_mm[i] <= 1.5 * usual_mm;
-        let ready: Vec<usize> = (1..chosen.len().saturating_sub(1)).filter(|&i| near(i - 1) && near(i)).collect();
+        let ready: Vec<usize> =
+            (1..chosen.len().saturating_sub(1)).filter(|&i| near(i - 1) && near(i)).collect();
         guarded(|| self.fill(&chosen, &ready, cache, &mut Timings::default()))
     }
 
@@ -151,7 +162,8 @@ impl Reader {
         let all: Vec<usize> = (0..chosen.len()).collect();
         self.fill(&chosen, &all, cache, &mut ms)?;
         let sequence_start = clock::now();
-        let base: Vec<Arc<BaseOutput>> = all.iter().map(|&i| cache.base[&triple(&chosen, i)].clone()).collect();
+        let base: Vec<Arc<BaseOutput>> =
+            all.iter().map(|&i| cache.base[&triple(&chosen, i)].clone()).collect();
         let features: Vec<f32> = base.iter().flat_map(|b| b.features.iter().copied()).collect();
         let model = |detail| ReadError::Model { detail };
         let seq1 = self.backend.seq1(&features).map_err(model)?;
@@ -220,10 +232,13 @@ impl Reader {
             }
         }
         let spent = Mutex::new(Timings::default());
-        for (slice, plane) in missing.iter().zip(self.parallel(missing.len(), |i| self.plane(missing[i], &spent))?) {
+        for (slice, plane) in
+            missing.iter().zip(self.parallel(missing.len(), |i| self.plane(missing[i], &spent))?)
+        {
             cache.planes.insert(sop(slice), plane);
         }
-        let todo: Vec<usize> = wanted.iter().copied().filter(|&i| !cache.base.contains_key(&triple(chosen, i))).collect();
+        let todo: Vec<usize> =
+            wanted.iter().copied().filter(|&i| !cache.base.contains_key(&triple(chosen, i))).collect();
         let outputs = self.parallel(todo.len(), |n| {
             let key = triple(chosen, todo[n]);
             let start = clock::now();
@@ -280,6 +295,9 @@ impl Reader {
                     return done;
                 }
                 done.push((i, work(i)));
+                if let Some(pulse) = &self.pulse {
+                    pulse.beat();
+                }
             }
         };
         let mut all: Vec<(usize, Result<T, ReadError>)> = std::thread::scope(|scope| {
@@ -304,7 +322,8 @@ impl Reader {
         let mut area = LesionArea::default();
         for (i, p) in map.iter().enumerate() {
             if *p >= MAP_THRESHOLD {
-                let side = if i % self.map_px >= self.map_px / 2 { &mut area.left_cm2 } else { &mut area.right_cm2 };
+                let side =
+                    if i % self.map_px >= self.map_px / 2 { &mut area.left_cm2 } else { &mut area.right_cm2 };
                 *side += cell_cm2;
             }
         }
@@ -341,7 +360,11 @@ impl Reader {
         ];
         for (stage, expected, of) in stages {
             if expected.len() != reading.slices.len() {
-                return Err(golden(format!("{} slices read, {} expected", reading.slices.len(), expected.len())));
+                return Err(golden(format!(
+                    "{} slices read, {} expected",
+                    reading.slices.len(),
+                    expected.len()
+                )));
             }
             for (i, (slice, want)) in reading.slices.iter().zip(expected).enumerate() {
                 for (got, want) in of(slice).0.iter().zip(want) {

@@ -17,7 +17,8 @@ pub fn measure(plane: &Plane, size: usize, pixel_mm: f64, blank: bool) -> Tissue
     // What neither the flood reached nor the seal covers, grown back by what the seal took.
     let core: Vec<bool> = outside.iter().zip(&sealed).map(|(o, s)| !o && !s).collect();
     let enclosed = grow(&core, size, radius);
-    let count = |test: &dyn Fn(usize) -> bool| (0..plane.len()).filter(|&i| test(i)).count() as f32 * pixel_cm2;
+    let count =
+        |test: &dyn Fn(usize) -> bool| (0..plane.len()).filter(|&i| test(i)).count() as f32 * pixel_cm2;
     Tissue {
         enclosed_cm2: count(&|i| enclosed[i] && !bone[i]),
         brain_cm2: count(&|i| enclosed[i] && (0.0..=90.0).contains(&plane[i])),

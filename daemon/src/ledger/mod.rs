@@ -14,8 +14,8 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::alert::document::{
-    Alert, AlertFinding, AlertState, AlertTimings, ClockInfo, DISCLAIMER, Escalation, Kind, Quality, StudyDisposition,
-    StudyInfo, Subject,
+    Alert, AlertFinding, AlertState, AlertTimings, ClockInfo, DISCLAIMER, Escalation, Kind, Quality,
+    StudyDisposition, StudyInfo, Subject,
 };
 use crate::alert::lifecycle::{self, Change, Existing};
 use crate::alert::topic;
@@ -41,7 +41,9 @@ pub enum LedgerError {
         source: rusqlite::Error,
     },
     /// Written by a newer program.
-    #[error("`{path}` has schema {found}, this program knows {known}; update the program, or restore an older state")]
+    #[error(
+        "`{path}` has schema {found}, this program knows {known}; update the program, or restore an older state"
+    )]
     Newer {
         /// Database file.
         path: PathBuf,
@@ -162,7 +164,13 @@ impl Ledger {
         let key = site_key(&tx)?;
         let boot = count(&tx, "boot")?;
         tx.commit().map_err(open)?;
-        Ok(Ledger { connection: Mutex::new(connection), site: site.clone(), key, boot, boot_id: clock::boot_id() })
+        Ok(Ledger {
+            connection: Mutex::new(connection),
+            site: site.clone(),
+            key,
+            boot,
+            boot_id: clock::boot_id(),
+        })
     }
 
     /// Every series, from a database that a daemon may be writing to; oldest first.
@@ -193,12 +201,14 @@ impl Ledger {
         hex(&self.hash(uid)[..16])
     }
 
-    /// Writes down that reading a series is about to start; returns how often that was tried without an end.
+    /// Writes down that reading a series is about to start; returns how often that was tried with this very input
+    /// without an end. A series that has grown since starts again at 1: a power cut while it arrives is no fault of it.
     pub fn begin_attempt(&self, series: &SeriesUid, input_sha256: &str) -> Result<u32, LedgerError> {
         self.lock()
             .query_row(
                 "INSERT INTO attempts VALUES (?1, ?2, 1)
-                 ON CONFLICT (series_uid) DO UPDATE SET count = count + 1, input_sha256 = ?2 RETURNING count",
+                 ON CONFLICT (series_uid) DO UPDATE SET count = iif(input_sha256 = ?2, count + 1, 1), input_sha256 = ?2
+                 RETURNING count",
                 params![series.as_str(), input_sha256],
                 |row| row.get(0),
             )
@@ -215,7 +225,9 @@ impl Ledger {
     pub fn already_read(&self) -> Result<HashMap<SeriesUid, (String, u32)>, LedgerError> {
         let rows = self.series()?.into_iter().filter(|row| row.stage == "final");
         Ok(rows
-            .filter_map(|row| Some((SeriesUid::parse(&row.series_uid).ok()?, (row.input_sha256, row.revision))))
+            .filter_map(|row| {
+                Some((SeriesUid::parse(&row.series_uid).ok()?, (row.input_sha256, row.revision)))
+            })
             .collect())
     }
 
@@ -267,7 +279,10 @@ impl Ledger {
 
     /// The broker has it.
     pub fn outbox_done(&self, seq: i64) -> Result<(), LedgerError> {
-        self.lock().execute("DELETE FROM outbox WHERE seq = ?1", [seq]).map(|_| ()).map_err(doing("clear the outbox"))
+        self.lock()
+            .execute("DELETE FROM outbox WHERE seq = ?1", [seq])
+            .map(|_| ())
+            .map_err(doing("clear the outbox"))
     }
 
     /// Documents that wait for the broker.
@@ -282,7 +297,8 @@ impl Ledger {
 
     /// Age of the last verdict by the wall clock, ms.
     pub fn last_decided_age_ms(&self) -> Option<u64> {
-        let last = self.number("SELECT coalesce(max(decided_ms), 0) FROM series").ok().filter(|ms| *ms > 0)?;
+        let last =
+            self.number("SELECT coalesce(max(decided_ms), 0) FROM series").ok().filter(|ms| *ms > 0)?;
         Some(clock::wall_ms().saturating_sub(last))
     }
 
@@ -295,7 +311,8 @@ impl Ledger {
                 .prepare("SELECT alert_id, document FROM alerts WHERE state NOT IN ('resolved', 'withdrawn', 'expired')
                           AND alert_id NOT IN (SELECT alert_id FROM outbox WHERE alert_id IS NOT NULL)")
                 .map_err(doing("read open alerts"))?;
-            let rows = statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?))).map_err(doing("read open alerts"))?;
+            let rows =
+                statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?))).map_err(doing("read open alerts"))?;
             rows.collect::<Result<_, _>>().map_err(doing("read open alerts"))?
         };
         for (alert_id, document) in open {
@@ -325,7 +342,13 @@ impl Ledger {
         serde_json::to_string(&document).map_err(LedgerError::Document)
     }
 
-    fn write_series(&self, tx: &Transaction, v: &Verdict, record: &Record, study_ref: &str) -> Result<(), LedgerError> {
+    fn write_series(
+        &self,
+        tx: &Transaction,
+        v: &Verdict,
+        record: &Record,
+        study_ref: &str,
+    ) -> Result<(), LedgerError> {
         let timings = serde_json::to_string(&record.timings).map_err(LedgerError::Document)?;
         tx.execute(
             "INSERT OR REPLACE INTO series VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
@@ -368,7 +391,9 @@ impl Ledger {
         }
         let mut document = match (stored.as_ref(), &verdict.disposition) {
             (Some(stored), _) => stored.document.clone(),
-            (None, Disposition::Suspected(finding)) => self.new_alert(tx, verdict, record, study_ref, finding)?,
+            (None, Disposition::Suspected(finding)) => {
+                self.new_alert(tx, verdict, record, study_ref, finding)?
+            }
             (None, _) => return Ok(None),
         };
         document.rev += u64::from(change != Change::Join);
@@ -423,7 +448,8 @@ impl Ledger {
             return Ok(None);
         }
         // A document is state: an older one that still waits is worth nothing any more.
-        tx.execute("DELETE FROM outbox WHERE alert_id = ?1", [&document.alert_id]).map_err(doing("clear the outbox"))?;
+        tx.execute("DELETE FROM outbox WHERE alert_id = ?1", [&document.alert_id])
+            .map_err(doing("clear the outbox"))?;
         queue(tx, &topic::alert(&self.site, &document.alert_id), &payload, true, Some(&document.alert_id))?;
         Ok(Some((document.alert_id, document.rev)))
     }
@@ -479,7 +505,9 @@ impl Ledger {
         };
         document.priority = finding.tier.priority;
         document.finding = match self.site.profile {
-            Profile::Assist => AlertFinding::assist(finding, verdict.scores.as_ref().map(NamedScores::from), point),
+            Profile::Assist => {
+                AlertFinding::assist(finding, verdict.scores.as_ref().map(NamedScores::from), point)
+            }
             Profile::Triage => AlertFinding { operating_point: point.into(), ..AlertFinding::default() },
         };
         document.quality = Quality { ok: verdict.flags.is_empty(), flags: verdict.flags.clone() };
@@ -536,11 +564,20 @@ fn content(verdict: &Verdict) -> String {
         Disposition::Suspected(finding) => serde_json::to_string(finding).unwrap_or_default(),
         _ => String::new(),
     };
-    let text = format!("{:?} {finding} {:?} {:?} {}", verdict.stage, verdict.flags, verdict.scores, verdict.instances);
+    let text = format!(
+        "{:?} {finding} {:?} {:?} {}",
+        verdict.stage, verdict.flags, verdict.scores, verdict.instances
+    );
     hex(&Sha256::digest(text))
 }
 
-fn queue(tx: &Transaction, topic: &str, payload: &str, retain: bool, alert_id: Option<&str>) -> Result<(), LedgerError> {
+fn queue(
+    tx: &Transaction,
+    topic: &str,
+    payload: &str,
+    retain: bool,
+    alert_id: Option<&str>,
+) -> Result<(), LedgerError> {
     tx.execute(
         "INSERT INTO outbox (topic, payload, retain, alert_id, decided_boot_ms) VALUES (?1, ?2, ?3, ?4, ?5)",
         params![topic, payload, retain, alert_id, i64::try_from(clock::boot_ms()).unwrap_or(i64::MAX)],
@@ -621,7 +658,9 @@ fn count(tx: &Transaction, key: &str) -> Result<u64, LedgerError> {
 fn random<const N: usize>() -> Result<[u8; N], LedgerError> {
     use std::io::Read;
     let mut bytes = [0; N];
-    std::fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes)).map_err(LedgerError::Random)?;
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut f| f.read_exact(&mut bytes))
+        .map_err(LedgerError::Random)?;
     Ok(bytes)
 }
 

@@ -14,8 +14,6 @@ pub enum Admission {
     UnknownCalling,
     /// Called AE title is not ours (rejected permanent).
     UnknownCalled,
-    /// As many associations as the configuration allows are open (rejected transient).
-    TooMany,
 }
 
 /// Whether an address may connect at all; an empty list admits loopback only.
@@ -24,17 +22,14 @@ pub fn peer(address: IpAddr, config: &config::Receive) -> bool {
     address.is_loopback() || config.peer_addresses.contains(&address)
 }
 
-/// Judges an association request by its titles and the number of associations already open.
-pub fn association(calling: &str, called: &str, n_open: usize, config: &config::Receive) -> Admission {
+/// Judges an association request by its titles.
+pub fn association(calling: &str, called: &str, config: &config::Receive) -> Admission {
     let title = |text: &str| AeTitle::parse(text).ok();
     if title(called).as_ref() != Some(&config.ae_title) {
         return Admission::UnknownCalled;
     }
     if !title(calling).is_some_and(|t| config.calling_ae_titles.contains(&t)) {
         return Admission::UnknownCalling;
-    }
-    if n_open >= config.associations_max {
-        return Admission::TooMany;
     }
     Admission::Accept
 }
@@ -48,14 +43,12 @@ mod tests {
         let config = config::Receive {
             calling_ae_titles: vec![AeTitle::parse("CT1").unwrap()],
             peer_addresses: vec!["10.1.2.3".parse().unwrap()],
-            associations_max: 2,
             ..Default::default()
         };
-        assert_eq!(association("CT1 ", "ICHD", 1, &config), Admission::Accept);
-        assert_eq!(association("CT2", "ICHD", 0, &config), Admission::UnknownCalling);
-        assert_eq!(association("ct1", "ICHD", 0, &config), Admission::UnknownCalling);
-        assert_eq!(association("CT1", "STORE", 0, &config), Admission::UnknownCalled);
-        assert_eq!(association("CT1", "ICHD", 2, &config), Admission::TooMany);
+        assert_eq!(association("CT1 ", "ICHD", &config), Admission::Accept);
+        assert_eq!(association("CT2", "ICHD", &config), Admission::UnknownCalling);
+        assert_eq!(association("ct1", "ICHD", &config), Admission::UnknownCalling);
+        assert_eq!(association("CT1", "STORE", &config), Admission::UnknownCalled);
         assert!(peer("10.1.2.3".parse().unwrap(), &config) && peer("::1".parse().unwrap(), &config));
         assert!(peer("::ffff:10.1.2.3".parse().unwrap(), &config));
         assert!(!peer("10.1.2.4".parse().unwrap(), &config));

@@ -8,7 +8,11 @@ use std::time::Duration;
 
 use dicom_ul::association::Association;
 use dicom_ul::association::server::{AccessControl, AsyncServerAssociation, ServerAssociationOptions};
-use dicom_ul::pdu::{AssociationRJServiceUserReason, PDataValue, PDataValueType, Pdu, PresentationContextResultReason, UserIdentity};
+use dicom_ul::pdu::{
+    AssociationRJServiceUserReason, PDataValue, PDataValueType, Pdu, PresentationContextResultReason,
+    UserIdentity,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
@@ -36,7 +40,12 @@ pub(super) async fn run(
     let config = &shared.config;
     let _ = socket.set_nodelay(true);
     let handshake = Duration::from_millis(config.handshake_timeout_ms);
-    let Ok(established) = tokio::time::timeout(handshake, establish(config, socket, n_open)).await else {
+    if n_open >= config.associations_max {
+        log::warn!(event = "association_rejected", reason = "too_many", peer = peer.ip().to_string(); "as many associations as allowed are open");
+        let _ = tokio::time::timeout(handshake, reject_transient(socket)).await;
+        return;
+    }
+    let Ok(established) = tokio::time::timeout(handshake, establish(config, socket)).await else {
         log::warn!(event = "association_rejected", reason = "handshake_timeout", peer = peer.ip().to_string(); "no association request in time");
         return;
     };
@@ -66,10 +75,20 @@ pub(super) async fn run(
     shared.events.offer(Event::Released { association: number, orderly });
 }
 
+/// "Come back later": A-ASSOCIATE-RJ, transient, presentation related, local limit exceeded (PS3.8 9.3.4). The
+/// library knows no transient rejection, so its ten bytes are written here, after the request has been taken in.
+async fn reject_transient(mut socket: TcpStream) -> std::io::Result<()> {
+    let mut request = [0; 4096];
+    let _ = socket.read(&mut request).await?;
+    socket.write_all(&[3, 0, 0, 0, 0, 4, 0, 2, 3, 2]).await?;
+    socket.shutdown().await?;
+    while socket.read(&mut request).await? > 0 {}
+    Ok(())
+}
+
 /// Our admission rules in the library's terms.
 struct Access<'a> {
     config: &'a config::Receive,
-    n_open: usize,
 }
 
 impl AccessControl for Access<'_> {
@@ -80,19 +99,20 @@ impl AccessControl for Access<'_> {
         called: &str,
         _identity: Option<&UserIdentity>,
     ) -> Result<(), AssociationRJServiceUserReason> {
-        match admit::association(calling, called, self.n_open, self.config) {
+        match admit::association(calling, called, self.config) {
             Admission::Accept => Ok(()),
             Admission::UnknownCalling => Err(AssociationRJServiceUserReason::CallingAETitleNotRecognized),
             Admission::UnknownCalled => Err(AssociationRJServiceUserReason::CalledAETitleNotRecognized),
-            // The library offers no transient rejection; "no reason given" is the honest remainder.
-            Admission::TooMany => Err(AssociationRJServiceUserReason::NoReasonGiven),
         }
     }
 }
 
-async fn establish(config: &config::Receive, socket: TcpStream, n_open: usize) -> Result<Peer, dicom_ul::association::Error> {
+async fn establish(
+    config: &config::Receive,
+    socket: TcpStream,
+) -> Result<Peer, dicom_ul::association::Error> {
     let mut options = ServerAssociationOptions::new()
-        .ae_access_control(Access { config, n_open })
+        .ae_access_control(Access { config })
         .ae_title(config.ae_title.as_str())
         // Strict: a longer PDU is an error before it is buffered.
         .strict(true)
@@ -188,12 +208,22 @@ impl Session<'_> {
         }
     }
 
-    async fn on_command(&mut self, peer: &mut Peer, command: Command, context: u8) -> Result<Option<Storing>, End> {
+    async fn on_command(
+        &mut self,
+        peer: &mut Peer,
+        command: Command,
+        context: u8,
+    ) -> Result<Option<Storing>, End> {
         let negotiated = peer
             .presentation_contexts()
             .iter()
             .find(|c| c.id == context && c.reason == PresentationContextResultReason::Acceptance)
-            .map(|c| (c.abstract_syntax.trim_end_matches(['\0', ' ']).to_owned(), c.transfer_syntax.trim_end_matches(['\0', ' ']).to_owned()));
+            .map(|c| {
+                (
+                    c.abstract_syntax.trim_end_matches(['\0', ' ']).to_owned(),
+                    c.transfer_syntax.trim_end_matches(['\0', ' ']).to_owned(),
+                )
+            });
         let Some((class, transfer_syntax)) = negotiated else { return Err(End::Aborted("unknown_context")) };
         match command.field {
             C_ECHO_RQ => {
@@ -208,11 +238,19 @@ impl Session<'_> {
                 Ok(Some(Storing { command, context, incoming, buffer: Vec::new(), refusal }))
             }
             C_STORE_RQ => {
-                self.answer(peer, &command, context, Status::CANNOT_UNDERSTAND, "no data set follows").await?;
+                self.answer(peer, &command, context, Status::CANNOT_UNDERSTAND, "no data set follows")
+                    .await?;
                 Ok(None)
             }
             _ if !command.has_data_set => {
-                self.answer(peer, &command, context, Status::UNRECOGNIZED_OPERATION, "C-STORE and C-ECHO only").await?;
+                self.answer(
+                    peer,
+                    &command,
+                    context,
+                    Status::UNRECOGNIZED_OPERATION,
+                    "C-STORE and C-ECHO only",
+                )
+                .await?;
                 Ok(None)
             }
             _ => {
@@ -222,9 +260,17 @@ impl Session<'_> {
         }
     }
 
-    fn begin(&self, command: &Command, class: &str, transfer_syntax: &str) -> Result<Incoming, (Status, String)> {
+    fn begin(
+        &self,
+        command: &Command,
+        class: &str,
+        transfer_syntax: &str,
+    ) -> Result<Incoming, (Status, String)> {
         if command.sop_class != class || class == syntax::VERIFICATION {
-            return Err((Status::SOP_CLASS_NOT_SUPPORTED, "SOP class differs from the presentation context".into()));
+            return Err((
+                Status::SOP_CLASS_NOT_SUPPORTED,
+                "SOP class differs from the presentation context".into(),
+            ));
         }
         let sop = SopInstanceUid::parse(&command.sop_instance)
             .map_err(|e| (Status::INVALID_SOP_INSTANCE, e.to_string()))?;
@@ -254,7 +300,9 @@ impl Session<'_> {
     async fn finish(&mut self, peer: &mut Peer, mut storing: Storing) -> Result<(), End> {
         flush(&mut storing);
         let stored = match (storing.refusal.take(), storing.incoming.take()) {
-            (None, Some(incoming)) => tokio::task::block_in_place(|| incoming.commit()).map_err(|e| refusal(&e)),
+            (None, Some(incoming)) => {
+                tokio::task::block_in_place(|| incoming.commit()).map_err(|e| refusal(&e))
+            }
             (Some(refused), _) => Err(refused),
             (None, None) => Err((Status::CANNOT_UNDERSTAND, "nothing to store".into())),
         };
@@ -285,14 +333,28 @@ impl Session<'_> {
                 let (series, sop) = (instance.header.series.clone(), instance.header.sop.clone());
                 self.shared.events.offer(Event::Conflict { series, sop });
             }
-            Stored::Aside => log::info!(event = "set_aside", association = self.number; "not an image we read"),
+            Stored::Aside => {
+                log::info!(event = "set_aside", association = self.number; "not an image we read")
+            }
         }
     }
 
     /// One PDU, one write: split responses meet Nagle and delayed ACK at 40 ms a piece.
-    async fn answer(&self, peer: &mut Peer, command: &Command, context: u8, status: Status, comment: &str) -> Result<(), End> {
+    async fn answer(
+        &self,
+        peer: &mut Peer,
+        command: &Command,
+        context: u8,
+        status: Status,
+        comment: &str,
+    ) -> Result<(), End> {
         let data = command.response(status, comment);
-        let value = PDataValue { presentation_context_id: context, value_type: PDataValueType::Command, is_last: true, data };
+        let value = PDataValue {
+            presentation_context_id: context,
+            value_type: PDataValueType::Command,
+            is_last: true,
+            data,
+        };
         peer.send(&Pdu::PData { data: vec![value] }).await.map_err(|_| End::Aborted("connection_lost"))
     }
 }
@@ -313,7 +375,9 @@ fn flush(storing: &mut Storing) {
 fn refusal(error: &StoreError) -> (Status, String) {
     match error {
         StoreError::DiskLow => (Status::OUT_OF_RESOURCES, "disk space is low".into()),
-        StoreError::TooLarge { limit } => (Status::OUT_OF_RESOURCES, format!("instance exceeds {limit} bytes")),
+        StoreError::TooLarge { limit } => {
+            (Status::OUT_OF_RESOURCES, format!("instance exceeds {limit} bytes"))
+        }
         StoreError::Header(source) => (Status::CANNOT_UNDERSTAND, source.to_string()),
         StoreError::Mismatch { attribute } => {
             (Status::DATA_SET_MISMATCH, format!("{attribute} differs from the command"))

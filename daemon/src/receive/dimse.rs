@@ -63,7 +63,8 @@ impl Command {
             let group = u16::from_le_bytes([head[0], head[1]]);
             let element = u16::from_le_bytes([head[2], head[3]]);
             let length = u32::from_le_bytes([head[4], head[5], head[6], head[7]]) as usize;
-            let (value, rest) = rest.split_at_checked(length).ok_or(CommandError("element is longer than the set"))?;
+            let (value, rest) =
+                rest.split_at_checked(length).ok_or(CommandError("element is longer than the set"))?;
             bytes = rest;
             if group != 0 {
                 return Err(CommandError("element outside group 0000"));
@@ -139,7 +140,12 @@ mod tests {
 
     #[test]
     fn an_echo_is_answered_with_its_own_message_id() {
-        let request = Command { field: C_ECHO_RQ, message_id: 4711, sop_class: "1.2.840.10008.1.1".into(), ..Default::default() };
+        let request = Command {
+            field: C_ECHO_RQ,
+            message_id: 4711,
+            sop_class: "1.2.840.10008.1.1".into(),
+            ..Default::default()
+        };
         let set = request.response(Status::SUCCESS, "");
         assert_eq!(u32::from_le_bytes(set[8..12].try_into().unwrap()) as usize, set.len() - 12);
         let at = set.windows(8).position(|w| w == [0, 0, 0x20, 0x01, 2, 0, 0, 0]).unwrap();

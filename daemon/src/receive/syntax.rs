@@ -11,20 +11,20 @@ pub const IMAGES: [&str; 2] = [
 
 /// What else a scanner pushes in a study: accepted, synced, set aside.
 pub const ASIDE: [&str; 14] = [
-    "1.2.840.10008.5.1.4.1.1.7",      // Secondary Capture Image
-    "1.2.840.10008.5.1.4.1.1.7.1",    // Multi-frame Single Bit Secondary Capture
-    "1.2.840.10008.5.1.4.1.1.7.2",    // Multi-frame Grayscale Byte Secondary Capture
-    "1.2.840.10008.5.1.4.1.1.7.3",    // Multi-frame Grayscale Word Secondary Capture
-    "1.2.840.10008.5.1.4.1.1.7.4",    // Multi-frame True Color Secondary Capture
-    "1.2.840.10008.5.1.4.1.1.11.1",   // Grayscale Softcopy Presentation State
-    "1.2.840.10008.5.1.4.1.1.66",     // Raw Data
-    "1.2.840.10008.5.1.4.1.1.88.11",  // Basic Text SR
-    "1.2.840.10008.5.1.4.1.1.88.22",  // Enhanced SR
-    "1.2.840.10008.5.1.4.1.1.88.33",  // Comprehensive SR
-    "1.2.840.10008.5.1.4.1.1.88.34",  // Comprehensive 3D SR
-    "1.2.840.10008.5.1.4.1.1.88.59",  // Key Object Selection
-    "1.2.840.10008.5.1.4.1.1.88.67",  // X-Ray Radiation Dose SR
-    "1.2.840.10008.5.1.4.1.1.104.1",  // Encapsulated PDF
+    "1.2.840.10008.5.1.4.1.1.7",     // Secondary Capture Image
+    "1.2.840.10008.5.1.4.1.1.7.1",   // Multi-frame Single Bit Secondary Capture
+    "1.2.840.10008.5.1.4.1.1.7.2",   // Multi-frame Grayscale Byte Secondary Capture
+    "1.2.840.10008.5.1.4.1.1.7.3",   // Multi-frame Grayscale Word Secondary Capture
+    "1.2.840.10008.5.1.4.1.1.7.4",   // Multi-frame True Color Secondary Capture
+    "1.2.840.10008.5.1.4.1.1.11.1",  // Grayscale Softcopy Presentation State
+    "1.2.840.10008.5.1.4.1.1.66",    // Raw Data
+    "1.2.840.10008.5.1.4.1.1.88.11", // Basic Text SR
+    "1.2.840.10008.5.1.4.1.1.88.22", // Enhanced SR
+    "1.2.840.10008.5.1.4.1.1.88.33", // Comprehensive SR
+    "1.2.840.10008.5.1.4.1.1.88.34", // Comprehensive 3D SR
+    "1.2.840.10008.5.1.4.1.1.88.59", // Key Object Selection
+    "1.2.840.10008.5.1.4.1.1.88.67", // X-Ray Radiation Dose SR
+    "1.2.840.10008.5.1.4.1.1.104.1", // Encapsulated PDF
 ];
 
 /// Transfer syntaxes we decode, stated here because features of other crates change their registry behind our back.

@@ -134,8 +134,8 @@ impl Spool {
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
             .map_err(|_| SpoolError::Locked { path: path.clone() })?;
         let incoming = root.join("incoming");
-        let entries =
-            fs::read_dir(&incoming).map_err(|source| SpoolError::Folder { path: incoming.clone(), source })?;
+        let entries = fs::read_dir(&incoming)
+            .map_err(|source| SpoolError::Folder { path: incoming.clone(), source })?;
         for entry in entries.flatten() {
             let _ = fs::remove_file(entry.path());
         }
@@ -156,7 +156,15 @@ impl Spool {
         let path = self.root.join("incoming").join(format!("{number}.part"));
         let mut file = File::create(&path).map_err(StoreError::Io)?;
         file.write_all(&file_meta(&meta)).map_err(StoreError::Io)?;
-        Ok(Incoming { spool: self.clone(), meta, path, file, hash: Sha256::new(), n_bytes: 0, renamed: false })
+        Ok(Incoming {
+            spool: self.clone(),
+            meta,
+            path,
+            file,
+            hash: Sha256::new(),
+            n_bytes: 0,
+            renamed: false,
+        })
     }
 
     /// Every instance in the tree. A file that cannot be read any more is reported, never lost in silence.
@@ -193,11 +201,14 @@ fn folders(path: &Path) -> Result<Vec<PathBuf>, SpoolError> {
 }
 
 fn read_series(folder: &Path, found: &mut Vec<Instance>) -> Result<(), SpoolError> {
-    let entries = fs::read_dir(folder).map_err(|source| SpoolError::Folder { path: folder.into(), source })?;
+    let entries =
+        fs::read_dir(folder).map_err(|source| SpoolError::Folder { path: folder.into(), source })?;
     for path in entries.flatten().map(|e| e.path()) {
         match SliceHeader::read(&path).and_then(|h| Ok((h, dataset::sha256(&path)?))) {
             Ok((header, sha256)) => found.push(Instance { header: Arc::new(header), path, sha256 }),
-            Err(error) => log::error!(event = "spool_unreadable"; "a stored instance cannot be read: {error}"),
+            Err(error) => {
+                log::error!(event = "spool_unreadable"; "a stored instance cannot be read: {error}")
+            }
         }
     }
     Ok(())
@@ -380,7 +391,8 @@ mod tests {
     fn limits_refuse_aloud() {
         let dir = tempfile::tempdir().unwrap();
         let p = phantom();
-        let spool = Arc::new(Spool::open(dir.path(), SpoolLimits { instance_bytes_max: 10, ..LIMITS }).unwrap());
+        let spool =
+            Arc::new(Spool::open(dir.path(), SpoolLimits { instance_bytes_max: 10, ..LIMITS }).unwrap());
         assert!(matches!(store(&spool, meta(&p), &p.dataset_bytes), Err(StoreError::TooLarge { limit: 10 })));
         drop(spool);
         let full = SpoolLimits { free_bytes_min: u64::MAX, ..LIMITS };

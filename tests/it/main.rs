@@ -1,0 +1,11 @@
+//! End-to-end tests: the real `ichd` between real peers (DCMTK, Mosquitto). `cargo it`.
+//!
+//! What they send is the project's own phantom; series of real people are read from `../shared/testdata` beside the
+//! repository (or `$ICHD_TESTDATA`) where present, and left out with one line where not.
+#![allow(clippy::unwrap_used, reason = "a test that cannot set up its peers has failed")]
+
+mod chaos;
+mod night;
+mod peers;
+mod refusals;
+mod testdata;

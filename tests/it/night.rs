@@ -1,0 +1,139 @@
+//! The main job on real peers: what a night shift expects.
+
+use std::process::Command;
+
+use crate::peers::{Appliance, Listener, Mosquitto, Phantom, alone, key, model, storescu, wait_until};
+
+#[test]
+fn a_bleed_sent_by_storescu_becomes_an_alert_at_mosquitto_sub() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let listener = Listener::on(&broker);
+    let appliance = Appliance::alerts_to(&broker);
+    assert!(storescu(appliance.port, &Phantom::bleed().files, &[]).0);
+    let alert = listener.next("ichd.alert/1");
+    assert!(alert["finding"]["subtypes"].as_array().unwrap().contains(&"intraparenchymal".into()), "{alert}");
+    assert_eq!(alert["finding"]["side"], "left", "{alert}");
+    let study = listener.next("ichd.study/1");
+    assert_eq!(
+        (&study["disposition"], &study["study_ref"]),
+        (&"suspected".into(), &alert["study"]["study_ref"])
+    );
+    let uid = appliance.dispositions(1)[0]["study_uid"].as_str().unwrap().to_owned();
+    for (topic, body) in listener.drain() {
+        assert!(!topic.contains(&uid) && !body.to_string().contains(&uid), "a UID on the wire: {topic}");
+    }
+}
+
+#[test]
+fn a_quiet_head_raises_no_alert_and_still_has_its_disposition() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let listener = Listener::on(&broker);
+    let appliance = Appliance::alerts_to(&broker);
+    assert!(storescu(appliance.port, &Phantom::quiet().files, &[]).0);
+    assert_eq!(listener.next("ichd.study/1")["disposition"], "not_suspected");
+    assert!(listener.drain().iter().all(|(topic, _)| !topic.contains("/alert/")));
+    assert_eq!(appliance.dispositions(1)[0]["disposition"], "not_suspected");
+}
+
+#[test]
+fn any_order_over_any_number_of_associations_gives_the_same_verdict_as_analyze_bit_for_bit() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let appliance = Appliance::alerts_to(&broker);
+    let mut files = Phantom::bleed().files.clone();
+    files.reverse();
+    files.swap(3, 20);
+    for chunk in files.chunks(7) {
+        assert!(storescu(appliance.port, chunk, &[]).0);
+    }
+    wait_until("the whole series is judged", || {
+        appliance.ledger().iter().any(|r| r["instances"] == 30 && r["stage"] == "final")
+    });
+    let verdict = appliance.dispositions(1)[0]["verdict"].as_str().unwrap().to_owned();
+    let output = Command::new(env!("CARGO_BIN_EXE_ichd"))
+        .args(["analyze", "--verdict", "--model"])
+        .arg(model())
+        .arg("--key")
+        .arg(key())
+        .args(&Phantom::bleed().files)
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), verdict);
+}
+
+#[test]
+fn broker_outage_delays_but_never_loses_an_alert() {
+    let _alone = alone();
+    let mut broker = Mosquitto::start();
+    let mut appliance = Appliance::alerts_to(&broker);
+    broker.down();
+    assert!(storescu(appliance.port, &Phantom::bleed().files, &[]).0, "the scanner must not notice");
+    assert_eq!(appliance.dispositions(1)[0]["disposition"], "suspected");
+    // Nor does a power cut while the broker is away.
+    appliance.kill();
+    appliance.up();
+    broker.up();
+    let first = Listener::on(&broker).next("ichd.alert/1");
+    // The broker forgets everything; the open alert is said again under the same identity.
+    broker.down();
+    broker.up();
+    let again = Listener::on(&broker).next("ichd.alert/1");
+    assert_eq!((&first["alert_id"], &first["rev"]), (&again["alert_id"], &again["rev"]));
+}
+
+#[test]
+fn a_late_slice_revises_the_same_alert() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let listener = Listener::on(&broker);
+    let appliance = Appliance::alerts_to(&broker);
+    let files = &Phantom::bleed().files;
+    assert!(storescu(appliance.port, &files[..29], &[]).0);
+    let first = listener.next("ichd.study/1");
+    assert_eq!(first["revision"], 0);
+    assert!(storescu(appliance.port, &files[29..], &[]).0);
+    let second = listener.next("ichd.study/1");
+    assert_eq!((&second["revision"], &second["instances"]), (&1.into(), &30.into()));
+    assert_eq!(appliance.dispositions(1).len(), 1);
+}
+
+#[test]
+fn a_drain_ends_in_order_and_says_offline() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let listener = Listener::on(&broker);
+    let mut appliance = Appliance::alerts_to(&broker);
+    wait_until("ready on MQTT", || listener.drain().iter().any(|(_, b)| b["state"] == "ready"));
+    assert!(appliance.terminate().success(), "{}", appliance.log());
+    wait_until("offline on MQTT", || listener.drain().iter().any(|(_, b)| b["state"] == "offline"));
+}
+
+#[test]
+fn a_daemon_that_dies_is_reported_lost_by_its_will() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let listener = Listener::on(&broker);
+    let mut appliance = Appliance::alerts_to(&broker);
+    wait_until("ready on MQTT", || listener.drain().iter().any(|(_, b)| b["state"] == "ready"));
+    appliance.kill();
+    wait_until("lost on MQTT", || listener.drain().iter().any(|(_, b)| b["state"] == "lost"));
+}
+
+#[test]
+fn systemd_is_told_when_the_daemon_is_ready_and_that_every_stage_is_alive() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(crate::peers::PATIENCE)).unwrap();
+    let _appliance = Appliance::notifying(&broker, &path);
+    let mut told = String::new();
+    while !(told.contains("READY=1") && told.contains("WATCHDOG=1")) {
+        let mut buffer = [0; 256];
+        let n = socket.recv(&mut buffer).unwrap();
+        told.push_str(&String::from_utf8_lossy(&buffer[..n]));
+    }
+}

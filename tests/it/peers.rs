@@ -1,0 +1,369 @@
+//! The peers of a night: a broker, a listener, a scanner, an appliance. Everything on free ports and in temp folders.
+
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
+
+use ichd_phantom::{Bleed, SeriesOptions, Side};
+use serde_json::Value;
+use tempfile::TempDir;
+
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+pub fn model() -> PathBuf {
+    repository().join("models/ichd-base")
+}
+
+pub fn key() -> PathBuf {
+    repository().join("models/keys/ichd-base.pub")
+}
+
+/// Real data, where it lies beside the repository.
+pub fn testdata() -> Option<PathBuf> {
+    let path = std::env::var_os("ICHD_TESTDATA")
+        .map_or_else(|| repository().join("../shared/testdata"), PathBuf::from);
+    if path.is_dir() {
+        return Some(path);
+    }
+    eprintln!("left out: no test data of real people beside the repository");
+    None
+}
+
+/// One daemon at a time keeps two cores honest.
+pub fn alone() -> std::sync::MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Mosquitto without persistence: what it forgets, the appliance must say again.
+pub struct Mosquitto {
+    pub port: u16,
+    dir: TempDir,
+    child: Option<Child>,
+}
+
+impl Mosquitto {
+    pub fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let config = format!("listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n");
+        std::fs::write(dir.path().join("mosquitto.conf"), config).unwrap();
+        let mut broker = Mosquitto { port, dir, child: None };
+        broker.up();
+        broker
+    }
+
+    pub fn up(&mut self) {
+        let program = ["/usr/sbin/mosquitto", "mosquitto"]
+            .into_iter()
+            .find(|p| Path::new(p).exists())
+            .unwrap_or("mosquitto");
+        let child = Command::new(program)
+            .arg("-c")
+            .arg(self.dir.path().join("mosquitto.conf"))
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("mosquitto is needed (tests/run installs it)");
+        self.child = Some(child);
+        wait_until("mosquitto listens", || std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok());
+    }
+
+    pub fn down(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Drop for Mosquitto {
+    fn drop(&mut self) {
+        self.down();
+    }
+}
+
+/// `mosquitto_sub` on everything; documents as (topic, JSON).
+pub struct Listener {
+    child: Child,
+    lines: Receiver<(String, Value)>,
+}
+
+impl Listener {
+    pub fn on(broker: &Mosquitto) -> Self {
+        let mut child = Command::new("mosquitto_sub")
+            .args(["-V", "5", "-q", "1", "-t", "ichd/1/#", "-F", "%t %p", "-p", &broker.port.to_string()])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("mosquitto_sub is needed (tests/run installs it)");
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (tx, lines) = channel();
+        std::thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                let Some((topic, body)) = line.split_once(' ') else { continue };
+                if let Ok(body) = serde_json::from_str(body) {
+                    if tx.send((topic.to_owned(), body)).is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        Listener { child, lines }
+    }
+
+    /// The next document of a schema.
+    pub fn next(&self, schema: &str) -> Value {
+        loop {
+            let (_, body) =
+                self.lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no {schema} in time"));
+            if body["schema"] == schema {
+                return body;
+            }
+        }
+    }
+
+    /// Everything that has arrived so far.
+    pub fn drain(&self) -> Vec<(String, Value)> {
+        self.lines.try_iter().collect()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The real daemon with a configuration of its own.
+pub struct Appliance {
+    pub dir: TempDir,
+    pub port: u16,
+    broker_port: u16,
+    extra: String,
+    notify: Option<PathBuf>,
+    child: Option<Child>,
+}
+
+impl Appliance {
+    pub fn alerts_to(broker: &Mosquitto) -> Self {
+        Self::with(broker.port, "")
+    }
+
+    /// `extra` lines go to the table `[receive]`.
+    pub fn with(broker_port: u16, extra: &str) -> Self {
+        let mut appliance = Self::down(broker_port, extra);
+        appliance.up();
+        appliance
+    }
+
+    /// Tells systemd's notify socket how it is.
+    pub fn notifying(broker: &Mosquitto, socket: &Path) -> Self {
+        let mut appliance = Self::down(broker.port, "");
+        appliance.notify = Some(socket.to_owned());
+        appliance.up();
+        appliance
+    }
+
+    fn down(broker_port: u16, extra: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let appliance =
+            Appliance { dir, port: 0, broker_port, extra: extra.into(), notify: None, child: None };
+        appliance.write_config();
+        appliance
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.dir.path().join("ichd.toml")
+    }
+
+    fn write_config(&self) {
+        let text = format!(
+            "[site]\nname = \"north\"\ndevice = \"ct-1\"\nprofile = \"assist\"\n[state]\ndirectory = {:?}\n\
+             [receive]\nlisten = \"127.0.0.1:0\"\ncalling-ae-titles = [\"CT1\"]\nfree-bytes-min = 1000\n{}\n\
+             [assemble]\nquiet-ms = 400\nquiet-incomplete-ms = 1500\n\
+             [infer]\nmodel = {:?}\ntrusted-keys = [{:?}]\n[alert]\nbroker-port = {}\n",
+            self.dir.path(),
+            self.extra,
+            model(),
+            key(),
+            self.broker_port
+        );
+        std::fs::write(self.config(), text).unwrap();
+    }
+
+    pub fn up(&mut self) {
+        let log =
+            std::fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join("log")).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_ichd"))
+            .arg("run")
+            .arg("--config")
+            .arg(self.config())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .env_remove("STATE_DIRECTORY")
+            .envs(self.notify.iter().map(|socket| ("NOTIFY_SOCKET", socket)))
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        self.port = line
+            .trim()
+            .rsplit(':')
+            .next()
+            .and_then(|p| p.parse().ok())
+            .unwrap_or_else(|| panic!("the daemon did not come up: {}", self.log()));
+        self.child = Some(child);
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// As a power cut would.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// As systemd would.
+    pub fn terminate(&mut self) -> ExitStatus {
+        let mut child = self.child.take().unwrap();
+        let _ = Command::new("kill").arg(child.id().to_string()).status();
+        child.wait().unwrap()
+    }
+
+    /// `ichd ledger --json`.
+    pub fn ledger(&self) -> Vec<Value> {
+        let output = Command::new(env!("CARGO_BIN_EXE_ichd"))
+            .args(["ledger", "--json", "--config"])
+            .arg(self.config())
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stdout).lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    }
+
+    /// Waits for `n` final dispositions.
+    pub fn dispositions(&self, n: usize) -> Vec<Value> {
+        let mut rows = Vec::new();
+        wait_until(&format!("{n} dispositions"), || {
+            rows = self.ledger();
+            rows.retain(|r| r["stage"] == "final");
+            rows.len() >= n
+        });
+        rows
+    }
+
+    pub fn stored(&self) -> usize {
+        fn count(path: &Path) -> usize {
+            let Ok(entries) = std::fs::read_dir(path) else { return 0 };
+            entries.flatten().map(|e| if e.path().is_dir() { count(&e.path()) } else { 1 }).sum()
+        }
+        count(&self.dir.path().join("spool/studies"))
+    }
+}
+
+impl Drop for Appliance {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            eprintln!("---- daemon log\n{}", self.log());
+        }
+    }
+}
+
+/// DCMTK's `storescu`: files or folders over one association. Whether everything was acknowledged, and its words.
+pub fn storescu(port: u16, paths: &[PathBuf], more: &[&str]) -> (bool, String) {
+    dcmtk("storescu", port, paths, more)
+}
+
+/// DCMTK's `dcmsend`: proposes each file in the encoding it has.
+pub fn dcmsend(port: u16, paths: &[PathBuf]) -> (bool, String) {
+    dcmtk(
+        "dcmsend",
+        port,
+        paths,
+        &["--scan-directories", "--recurse", "--no-uid-checks", "--no-halt", "--decompress-never"],
+    )
+}
+
+fn dcmtk(program: &str, port: u16, paths: &[PathBuf], more: &[&str]) -> (bool, String) {
+    let mut command = Command::new(program);
+    if !more.contains(&"-aet") {
+        command.args(["-aet", "CT1"]);
+    }
+    if !more.contains(&"-aec") {
+        command.args(["-aec", "ICHD"]);
+    }
+    let output = command
+        .args(["-v", "-to", "20"])
+        .args(more)
+        .args(["127.0.0.1", &port.to_string()])
+        .args(paths)
+        .output()
+        .expect("dcmtk is needed (tests/run installs it)");
+    let words =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    (output.status.success(), words)
+}
+
+/// The phantom series that the tests send, made once: files in slice order.
+pub struct Phantom {
+    pub files: Vec<PathBuf>,
+    _dir: TempDir,
+}
+
+impl Phantom {
+    fn make(seed: u64, bleed: Bleed) -> Self {
+        let mut options = SeriesOptions::default();
+        options.scan.matrix = 256;
+        options.scan.slices = 30;
+        let dir = tempfile::tempdir().unwrap();
+        let files = ichd_phantom::study(seed, bleed, &options)
+            .unwrap()
+            .iter()
+            .enumerate()
+            .map(|(i, instance)| {
+                let path = dir.path().join(format!("{i:03}.dcm"));
+                std::fs::write(&path, instance.file_bytes().unwrap()).unwrap();
+                path
+            })
+            .collect();
+        Phantom { files, _dir: dir }
+    }
+
+    pub fn quiet() -> &'static Phantom {
+        static QUIET: OnceLock<Phantom> = OnceLock::new();
+        QUIET.get_or_init(|| Phantom::make(11, Bleed::None))
+    }
+
+    pub fn bleed() -> &'static Phantom {
+        static BLEED: OnceLock<Phantom> = OnceLock::new();
+        let bleed = Bleed::Intraparenchymal { side: Side::Left, volume_ml: 45.0 };
+        BLEED.get_or_init(|| Phantom::make(12, bleed))
+    }
+}
+
+pub fn wait_until(what: &str, mut test: impl FnMut() -> bool) {
+    let tries = PATIENCE.as_millis() / 50;
+    for _ in 0..tries {
+        if test() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("waited in vain: {what}");
+}

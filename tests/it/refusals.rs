@@ -1,0 +1,167 @@
+//! Bad input: each gets its own clear answer and disturbs nothing else.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use crate::peers::{Appliance, Mosquitto, Phantom, alone, key, model, storescu};
+
+fn ichd(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ichd")).args(args).env_remove("STATE_DIRECTORY").output().unwrap()
+}
+
+fn words(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn an_unknown_ae_is_rejected_and_the_known_one_still_served() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let appliance = Appliance::alerts_to(&broker);
+    let file = [Phantom::quiet().files[0].clone()];
+    let (ok, said) = storescu(appliance.port, &file, &["-aet", "STRANGER", "-aec", "ICHD"]);
+    assert!(!ok && said.contains("Calling AE Title Not Recognized"), "{said}");
+    let (ok, said) = storescu(appliance.port, &file, &["-aet", "CT1", "-aec", "OTHER"]);
+    assert!(!ok && said.contains("Called AE Title Not Recognized"), "{said}");
+    assert!(storescu(appliance.port, &file, &[]).0);
+    let echo = Command::new("echoscu")
+        .args(["-aet", "CT1", "-aec", "ICHD", "127.0.0.1", &appliance.port.to_string()])
+        .status()
+        .unwrap();
+    assert!(echo.success());
+}
+
+#[test]
+fn a_full_disk_is_refused_with_a700() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let appliance = Appliance::with(broker.port, "instance-bytes-max = 1000");
+    let (ok, said) = storescu(appliance.port, &[Phantom::quiet().files[0].clone()], &[]);
+    assert!(!ok && said.to_lowercase().contains("a700"), "{said}");
+    assert_eq!(appliance.stored(), 0);
+}
+
+#[test]
+fn a_lying_data_set_is_refused_with_c000_and_the_association_lives() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let appliance = Appliance::alerts_to(&broker);
+    let mut bytes = std::fs::read(&Phantom::quiet().files[0]).unwrap();
+    // Rows and columns stay; the pixels end early, as after a lost connection of a gateway.
+    let pixels = bytes.windows(4).rposition(|w| w == [0xe0, 0x7f, 0x10, 0x00]).unwrap();
+    bytes[pixels + 8..pixels + 12].copy_from_slice(&0x7fff_fff0u32.to_le_bytes());
+    let liar = appliance.dir.path().join("liar.dcm");
+    std::fs::write(&liar, bytes).unwrap();
+    // DCMTK will not send what it cannot read; a peer that does is played by hand.
+    let status = raw_store(appliance.port, &liar);
+    assert_eq!(status, 0xc000);
+    assert_eq!(appliance.stored(), 0);
+    assert!(storescu(appliance.port, &[Phantom::quiet().files[0].clone()], &[]).0);
+}
+
+/// C-STORE of a file's data set as it is, over `dicom-ul`; the status that comes back.
+fn raw_store(port: u16, file: &PathBuf) -> u16 {
+    use dicom_ul::association::client::ClientAssociationOptions;
+    use dicom_ul::pdu::{PDataValue, PDataValueType, Pdu};
+    let bytes = std::fs::read(file).unwrap();
+    let group_length = u32::from_le_bytes(bytes[140..144].try_into().unwrap()) as usize;
+    let data_set = &bytes[144 + group_length..];
+    let header = ichd::dicom::SliceHeader::read(&Phantom::quiet().files[0]).unwrap();
+    let mut association = ClientAssociationOptions::new()
+        .calling_ae_title("CT1")
+        .called_ae_title("ICHD")
+        .with_presentation_context(header.sop_class.as_str(), vec![header.transfer_syntax.as_str()])
+        .establish(("127.0.0.1", port))
+        .unwrap();
+    let id = association.presentation_contexts()[0].id;
+    let mut body = Vec::new();
+    let mut element = |number: u16, value: &[u8]| {
+        body.extend([0, 0]);
+        body.extend(number.to_le_bytes());
+        body.extend(((value.len() + value.len() % 2) as u32).to_le_bytes());
+        body.extend(value);
+        body.extend(vec![0; value.len() % 2]);
+    };
+    element(0x0002, header.sop_class.as_bytes());
+    element(0x0100, &1u16.to_le_bytes());
+    element(0x0110, &77u16.to_le_bytes());
+    element(0x0800, &1u16.to_le_bytes());
+    element(0x1000, header.sop.as_str().as_bytes());
+    // The command set is split over two PDVs, as the standard allows.
+    let (first, second) = body.split_at(body.len() / 2);
+    let pdv = |value_type, is_last, data: &[u8]| Pdu::PData {
+        data: vec![PDataValue { presentation_context_id: id, value_type, is_last, data: data.to_vec() }],
+    };
+    association.send(&pdv(PDataValueType::Command, false, first)).unwrap();
+    association.send(&pdv(PDataValueType::Command, true, second)).unwrap();
+    for (i, chunk) in data_set.chunks(10_000).enumerate() {
+        association.send(&pdv(PDataValueType::Data, (i + 1) * 10_000 >= data_set.len(), chunk)).unwrap();
+    }
+    let Pdu::PData { data } = association.receive().unwrap() else { panic!("no response") };
+    let response = &data[0].data;
+    let id_at = response.windows(4).position(|w| w == [0, 0, 0x20, 0x01]).unwrap() + 8;
+    assert_eq!(response[id_at..id_at + 2], 77u16.to_le_bytes());
+    let at = response.windows(4).position(|w| w == [0, 0, 0x00, 0x09]).unwrap() + 8;
+    association.release().unwrap();
+    u16::from_le_bytes([response[at], response[at + 1]])
+}
+
+#[test]
+fn a_bad_key_in_the_configuration_ends_with_78_key_and_mend() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ichd.toml");
+    std::fs::write(
+        &path,
+        "[site]\nname = \"n\"\ndevice = \"d\"\nprofile = \"assist\"\n[receive]\nae-titel = \"X\"\n",
+    )
+    .unwrap();
+    for command in ["run", "check"] {
+        let output = ichd(&[command, "--config", path.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(78));
+        assert!(words(&output).contains("did you mean `ae-title`"), "{}", words(&output));
+    }
+    assert_eq!(ichd(&["run", "--nonsense"]).status.code(), Some(64));
+}
+
+#[test]
+fn a_missing_or_tampered_model_ends_with_78_and_names_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = dir.path().join("ichd-base");
+    assert!(Command::new("cp").arg("-r").arg(model()).arg(&copy).status().unwrap().success());
+    let key = key();
+    let analyze = |model: &std::path::Path| {
+        ichd(&[
+            "analyze",
+            "--model",
+            model.to_str().unwrap(),
+            "--key",
+            key.to_str().unwrap(),
+            Phantom::quiet().files[0].to_str().unwrap(),
+        ])
+    };
+    assert_eq!(analyze(&copy).status.code(), Some(0));
+    let mut graph = std::fs::read(copy.join("seq2.onnx")).unwrap();
+    *graph.last_mut().unwrap() ^= 1;
+    std::fs::write(copy.join("seq2.onnx"), graph).unwrap();
+    let output = analyze(&copy);
+    assert_eq!(output.status.code(), Some(78));
+    assert!(words(&output).contains("seq2.onnx"), "{}", words(&output));
+    let mut manifest = std::fs::read_to_string(copy.join("manifest.toml")).unwrap();
+    manifest.push('\n');
+    std::fs::write(copy.join("manifest.toml"), manifest).unwrap();
+    assert!(words(&analyze(&copy)).contains("trusted keys"));
+    assert_eq!(analyze(&dir.path().join("nothing")).status.code(), Some(78));
+}
+
+#[test]
+fn check_accepts_what_run_would_run() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let mut appliance = Appliance::alerts_to(&broker);
+    let second = ichd(&["run", "--config", appliance.config().to_str().unwrap()]);
+    assert_eq!(second.status.code(), Some(1));
+    assert!(words(&second).contains("another ichd runs on this state directory"), "{}", words(&second));
+    appliance.kill();
+    let output = ichd(&["check", "--config", appliance.config().to_str().unwrap()]);
+    assert!(output.status.success(), "{}", words(&output));
+}
