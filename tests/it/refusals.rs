@@ -35,10 +35,12 @@ fn an_unknown_ae_is_rejected_and_the_known_one_still_served() {
 fn a_full_disk_is_refused_with_a700() {
     let _alone = alone();
     let broker = Mosquitto::start();
-    let appliance = Appliance::with(broker.port, "instance-bytes-max = 1000");
-    let (ok, said) = storescu(appliance.port, &[Phantom::quiet().files[0].clone()], &[]);
-    assert!(!ok && said.to_lowercase().contains("a700"), "{said}");
-    assert_eq!(appliance.stored(), 0);
+    for limit in ["free-bytes-min = 9000000000000000000", "free-bytes-min = 1\ninstance-bytes-max = 1000"] {
+        let appliance = Appliance::with(broker.port, limit);
+        let (ok, said) = storescu(appliance.port, &[Phantom::quiet().files[0].clone()], &[]);
+        assert!(!ok && said.contains("Refused: OutOfResources"), "{said}");
+        assert_eq!(appliance.stored(), 0);
+    }
 }
 
 #[test]

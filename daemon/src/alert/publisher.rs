@@ -239,10 +239,12 @@ impl Run {
         let mut pause_until = clock::now();
         loop {
             self.pulse.beat();
-            if connected && flight.row.is_none() && clock::now() >= pause_until {
-                if let Err(reason) = self.send_next(&client, &mut flight) {
-                    return End::Error(reason);
-                }
+            if connected
+                && flight.row.is_none()
+                && clock::now() >= pause_until
+                && let Err(reason) = self.send_next(&client, &mut flight)
+            {
+                return End::Error(reason);
             }
             let timeout = Duration::from_millis(self.publisher.config.puback_timeout_ms);
             if flight.since.is_some_and(|since| clock::now() - since > timeout) {

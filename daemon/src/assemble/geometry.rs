@@ -108,7 +108,7 @@ fn step_flags(slices: &[PlacedSlice], steps_mm: &[f64]) -> Vec<Flag> {
     if missing {
         flags.push(Flag::MissingSlices);
     }
-    if steps_mm.iter().any(|&s| !is_usual(s) && !(missing && multiple_of_usual(s))) {
+    if steps_mm.iter().any(|&s| !(is_usual(s) || missing && multiple_of_usual(s))) {
         flags.push(Flag::MixedSteps);
     }
     let overlaps = slices.windows(2).zip(steps_mm).any(|(pair, step)| {
@@ -126,7 +126,7 @@ fn normal(g: &PlaneGeometry) -> [f64; 3] {
     let (r, c) = (g.row, g.column);
     let n = [r[1] * c[2] - r[2] * c[1], r[2] * c[0] - r[0] * c[2], r[0] * c[1] - r[1] * c[0]];
     let length = dot(n, n).sqrt();
-    if !(length > 0.5) {
+    if length.is_nan() || length <= 0.5 {
         return [0.0, 0.0, 1.0];
     }
     let n = n.map(|x| x / length);

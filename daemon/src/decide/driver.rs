@@ -193,10 +193,10 @@ impl Judge {
             return;
         }
         self.attempted.remove(&volume.series);
-        if verdict.disposition.why() != Some(Why::Crashed) {
-            if let Err(error) = blocking(|| ledger.end_attempt(&volume.series)) {
-                log::error!(event = "ledger_failed"; "attempt could not be closed: {error}");
-            }
+        if verdict.disposition.why() != Some(Why::Crashed)
+            && let Err(error) = blocking(|| ledger.end_attempt(&volume.series))
+        {
+            log::error!(event = "ledger_failed"; "attempt could not be closed: {error}");
         }
         let _ = self.wiring.jobs.try_send(Job::Forget(volume.series.clone()));
         if matches!(verdict.disposition.why(), Some(Why::Undecodable | Why::Crashed)) {

@@ -272,15 +272,8 @@ impl Walk {
             return Err(syntax("no DICM prefix after the preamble"));
         }
         let mut transfer_syntax = None;
-        loop {
-            // Peek at the group: the meta ends where it is no longer 0002.
-            let group = match self.buffer() {
-                Ok([a, b, ..]) => u16::from_le_bytes([*a, *b]),
-                _ => break,
-            };
-            if group != 2 {
-                break;
-            }
+        // Peek at the group: the meta ends where it is no longer 0002.
+        while let Ok([2, 0, ..]) = self.buffer() {
             let element = self.element(Encoding { explicit: true, big_endian: false })?;
             if element.length > VALUE_BYTES_MAX {
                 return Err(syntax("file meta element too long"));

@@ -353,7 +353,8 @@ impl Reader {
         let volume = geometry::place(study, series, instances);
         let reading =
             self.read(&volume, &mut SeriesCache::default()).map_err(|e| golden(crate::chain(&e)))?;
-        let stages: [(&str, &Vec<[f32; 6]>, fn(&SliceReading) -> Scores); 3] = [
+        type Stage<'a> = (&'a str, &'a [[f32; 6]], fn(&SliceReading) -> Scores);
+        let stages: [Stage; 3] = [
             ("base", &expected.base, |s| s.base),
             ("seq1", &expected.seq1, |s| s.seq1),
             ("final", &expected.r#final, |s| s.fused),
@@ -368,7 +369,7 @@ impl Reader {
             }
             for (i, (slice, want)) in reading.slices.iter().zip(expected).enumerate() {
                 for (got, want) in of(slice).0.iter().zip(want) {
-                    if !((got - want).abs() <= GOLDEN_TOLERANCE) {
+                    if got.is_nan() || (got - want).abs() > GOLDEN_TOLERANCE {
                         return Err(golden(format!("{stage} of slice {i} is {got}, expected {want}")));
                     }
                 }

@@ -197,12 +197,11 @@ impl Session<'_> {
                         value.is_last
                     }
                 };
-                if done {
-                    if let Some(finished) = storing.take() {
-                        if let Err(end) = self.finish(peer, finished).await {
-                            return end;
-                        }
-                    }
+                if done
+                    && let Some(finished) = storing.take()
+                    && let Err(end) = self.finish(peer, finished).await
+                {
+                    return end;
                 }
             }
         }
