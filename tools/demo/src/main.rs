@@ -74,7 +74,7 @@ async fn demo(args: Args) -> Result<bool, String> {
             return Err(result.err().map_or_else(|| "the daemon ended".into(), |e| ichd::chain(&e)));
         }
     };
-    println!("daemon   DICOM {}@{}    broker   MQTT {broker}\n", "ICHD", addresses.dicom);
+    println!("daemon   DICOM ICHD@{}    broker   MQTT {broker}\n", addresses.dicom);
 
     let scanner = Scanner {
         address: addresses.dicom,
