@@ -24,6 +24,12 @@ class Study:
     tags: list = field(default_factory=list)
 
 
+def rows(csv_path: Path) -> list[dict]:
+    """A CSV table with a header, as a list of rows."""
+    with open(csv_path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def labels_with_any(five: np.ndarray) -> np.ndarray:
     """[T, 5] subtypes -> [T, 6] in class order."""
     return np.concatenate([five.max(axis=1, keepdims=True), five], axis=1).astype(np.float32)
@@ -33,10 +39,9 @@ def ct_ich(folder: Path, person: int, pixel_mm: float = 0.36, step_mm: float = 5
     """CT-ICH open JPEG release: brain window 40/120 and bone window 700/3200 as 8-bit images, slice 1 lowest."""
     from PIL import Image
 
-    rows = [r for r in csv.DictReader(open(folder / "labels.csv")) if int(r["patient"]) == person]
-    rows.sort(key=lambda r: int(r["slice"]))
+    table = sorted((r for r in rows(folder / "labels.csv") if int(r["patient"]) == person), key=lambda r: int(r["slice"]))
     planes, labels, z = [], [], []
-    for r in rows:
+    for r in table:
         number = int(r["slice"])
         found = {k: next(iter(sorted((folder / k).glob(f"*{person:0>2}/*{number:02d}.jpg"))), None) for k in ("brain", "bone")}
         for k in found:
@@ -62,8 +67,7 @@ def phantom(folder: Path) -> Study:
     import json
 
     info = json.loads((folder / "info.json").read_text())
-    rows = list(csv.DictReader(open(folder / "labels.csv")))
-    labels = np.asarray([[float(r[c]) for c in CLASSES] for r in rows], np.float32)
+    labels = np.asarray([[float(r[c]) for c in CLASSES] for r in rows(folder / "labels.csv")], np.float32)
     hu = np.load(folder / "volume.npy")
     z = np.arange(len(hu), dtype=np.float32) * info["step_mm"]
     return Study(f"phantom-{folder.parent.name}-{folder.name}", hu, labels, z, info["pixel_mm"], np.load(folder / "mask.npy"))
@@ -91,7 +95,7 @@ def dicom_series(files: list[Path]) -> tuple[np.ndarray, np.ndarray, float, list
 def rsna_2019(csv_path: Path) -> dict[str, np.ndarray]:
     """RSNA-2019 layout: rows `ID_xxxx_<class>,label` -> {`ID_xxxx`: [6]}; SOP Instance UID = `ID_xxxx`."""
     table: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(6, np.float32))
-    for r in csv.DictReader(open(csv_path)):
+    for r in rows(csv_path):
         image, _, name = r["ID"].rpartition("_")
         table[image][CLASSES.index(name)] = float(r["Label"])
     return dict(table)
@@ -100,7 +104,7 @@ def rsna_2019(csv_path: Path) -> dict[str, np.ndarray]:
 def per_slice_csv(csv_path: Path) -> dict[str, np.ndarray]:
     """Columns `sop_uid` and the six class names -> {SOP Instance UID: [6]}; `any` may be left out."""
     table = {}
-    for r in csv.DictReader(open(csv_path)):
+    for r in rows(csv_path):
         five = np.asarray([[float(r[c]) for c in CLASSES[1:]]], np.float32)
         table[r["sop_uid"]] = labels_with_any(five)[0]
     return table
