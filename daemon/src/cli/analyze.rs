@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::Failure;
+use super::{Failure, sheet};
 use crate::assemble::{Flag, Volume, geometry, study};
 use crate::chain;
 use crate::config;
@@ -35,6 +35,9 @@ pub struct Args {
     /// Configuration whose model and keys are used where the options above are absent.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Write a contact sheet of every series that was read into this folder.
+    #[arg(long, value_name = "DIR")]
+    png: Option<PathBuf>,
     /// Write the canonical verdict (the bytes a replay reproduces) instead of the analysis.
     #[arg(long)]
     verdict: bool,
@@ -74,7 +77,7 @@ pub fn analyze(args: &Args) -> Result<(), Failure> {
     let volumes: Vec<Volume> =
         series.into_iter().map(|((study, series), list)| geometry::place(study, series, list)).collect();
     for volume in &volumes {
-        let (verdict, ms) = judge(volume, &volumes, &reader);
+        let (verdict, ms) = judge(args, volume, &volumes, &reader)?;
         print(args, volume, &verdict, ms);
     }
     Ok(())
@@ -150,7 +153,13 @@ fn collect_files(path: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
     Ok(())
 }
 
-fn judge(volume: &Volume, all: &[Volume], reader: &Reader) -> (Verdict, Timings) {
+fn judge(
+    args: &Args,
+    volume: &Volume,
+    all: &[Volume],
+    reader: &Reader,
+) -> Result<(Verdict, Timings), Failure> {
+    let mut cache = SeriesCache::default();
     let slices_max = config::Assemble::default().slices_max;
     let suitable = |v: &Volume| suitability::by_headers(v, slices_max);
     let better =
@@ -158,21 +167,26 @@ fn judge(volume: &Volume, all: &[Volume], reader: &Reader) -> (Verdict, Timings)
     let reading: Result<Reading, Why> = match suitable(volume) {
         Err(why) => Err(why),
         Ok(()) if all.iter().any(|v| better(&v)) => Err(Why::NotChosen),
-        Ok(()) => reader.read(volume, &mut SeriesCache::default()).map_err(|error| {
+        Ok(()) => reader.read(volume, &mut cache).map_err(|error| {
             eprintln!("ichd: series {} could not be read: {}", volume.series, chain(&error));
             crate::decide::driver::why(&error)
         }),
     };
     let ms = reading.as_ref().map_or_else(|_| Timings::default(), |r| r.ms);
     let verdict = decide(volume, Stage::Final, reading.as_ref().map_err(|why| *why), reader.policy());
-    (verdict, ms)
+    if let (Some(folder), Ok(reading)) = (&args.png, &reading) {
+        // Named by what was read, never by whom.
+        let path = folder.join(format!("{}.png", &verdict.input_sha256[..16]));
+        std::fs::create_dir_all(folder)
+            .map_err(|e| e.to_string())
+            .and_then(|()| sheet::write(&path, reading, &cache, verdict.disposition.finding()))
+            .map_err(|e| Failure::failed(format!("failed to write `{}`: {e}", path.display())))?;
+    }
+    Ok((verdict, ms))
 }
 
 fn print(args: &Args, volume: &Volume, verdict: &Verdict, ms: Timings) {
-    let finding = match &verdict.disposition {
-        Disposition::Suspected(finding) => Some(finding),
-        _ => None,
-    };
+    let finding = verdict.disposition.finding();
     if args.verdict {
         println!("{}", verdict.canonical_json());
     } else if args.json {

@@ -5,6 +5,7 @@ mod check;
 mod journal;
 mod ledger;
 mod run;
+mod sheet;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -143,6 +143,14 @@ impl Disposition {
         }
     }
 
+    /// What is suspected, if anything.
+    pub fn finding(&self) -> Option<&Finding> {
+        match self {
+            Disposition::Suspected(finding) => Some(finding),
+            _ => None,
+        }
+    }
+
     /// The reason, if there was no verdict.
     pub fn why(&self) -> Option<Why> {
         match self {
@@ -354,10 +362,7 @@ fn volume_ml(reading: &Reading, first: usize, last: usize) -> f32 {
 impl Verdict {
     /// The bytes that a replay must reproduce: one line of JSON, keys in fixed order, no times.
     pub fn canonical_json(&self) -> String {
-        let finding = match &self.disposition {
-            Disposition::Suspected(finding) => Some(finding),
-            _ => None,
-        };
+        let finding = self.disposition.finding();
         let line = CanonicalVerdict {
             schema: 1,
             study_uid: &self.study,

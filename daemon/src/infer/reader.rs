@@ -74,6 +74,11 @@ impl SeriesCache {
         any.windows(2).map(|w| w[0].min(w[1])).fold(0.0, f32::max)
     }
 
+    /// One slice on the network's grid, HU, row-major; `None` if it was not read.
+    pub fn plane(&self, sop: &SopInstanceUid) -> Option<&[f32]> {
+        self.planes.get(sop).map(|p| p.hu.as_slice())
+    }
+
     /// Number of slices read so far.
     pub fn n_read(&self) -> usize {
         self.base.len()
