@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
+use ichd::receive::dimse::{response_status, store_request};
+
 use crate::peers::{Appliance, Mosquitto, Phantom, alone, key, model, storescu};
 
 fn ichd(args: &[&str]) -> Output {
@@ -76,21 +78,9 @@ fn raw_store(port: u16, file: &PathBuf) -> u16 {
         .establish(("127.0.0.1", port))
         .unwrap();
     let id = association.presentation_contexts()[0].id;
-    let mut body = Vec::new();
-    let mut element = |number: u16, value: &[u8]| {
-        body.extend([0, 0]);
-        body.extend(number.to_le_bytes());
-        body.extend(((value.len() + value.len() % 2) as u32).to_le_bytes());
-        body.extend(value);
-        body.extend(vec![0; value.len() % 2]);
-    };
-    element(0x0002, header.sop_class.as_bytes());
-    element(0x0100, &1u16.to_le_bytes());
-    element(0x0110, &77u16.to_le_bytes());
-    element(0x0800, &1u16.to_le_bytes());
-    element(0x1000, header.sop.as_str().as_bytes());
+    let command = store_request(&header.sop_class, header.sop.as_str(), 77);
     // The command set is split over two PDVs, as the standard allows.
-    let (first, second) = body.split_at(body.len() / 2);
+    let (first, second) = command.split_at(command.len() / 2);
     let pdv = |value_type, is_last, data: &[u8]| Pdu::PData {
         data: vec![PDataValue { presentation_context_id: id, value_type, is_last, data: data.to_vec() }],
     };
@@ -100,12 +90,10 @@ fn raw_store(port: u16, file: &PathBuf) -> u16 {
         association.send(&pdv(PDataValueType::Data, (i + 1) * 10_000 >= data_set.len(), chunk)).unwrap();
     }
     let Pdu::PData { data } = association.receive().unwrap() else { panic!("no response") };
-    let response = &data[0].data;
-    let id_at = response.windows(4).position(|w| w == [0, 0, 0x20, 0x01]).unwrap() + 8;
-    assert_eq!(response[id_at..id_at + 2], 77u16.to_le_bytes());
-    let at = response.windows(4).position(|w| w == [0, 0, 0x00, 0x09]).unwrap() + 8;
+    let (message_id, status) = response_status(&data[0].data).unwrap();
+    assert_eq!(message_id, 77);
     association.release().unwrap();
-    u16::from_le_bytes([response[at], response[at + 1]])
+    status.0
 }
 
 #[test]

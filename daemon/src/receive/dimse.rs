@@ -111,11 +111,44 @@ impl Command {
         if !self.sop_instance.is_empty() {
             element(&mut body, 0x1000, &uid(&self.sop_instance));
         }
-        let mut set = Vec::with_capacity(body.len() + 12);
-        element(&mut set, 0x0000, &u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
-        set.extend(body);
-        set
+        with_length(&body)
     }
+}
+
+/// C-STORE-RQ command set (PS3.7 9.3.1.1), medium priority, data set follows.
+pub fn store_request(sop_class: &str, sop_instance: &str, message_id: u16) -> Vec<u8> {
+    let mut body = Vec::with_capacity(256);
+    element(&mut body, 0x0002, &uid(sop_class));
+    element(&mut body, 0x0100, &C_STORE_RQ.to_le_bytes());
+    element(&mut body, 0x0110, &message_id.to_le_bytes());
+    element(&mut body, 0x0700, &0u16.to_le_bytes());
+    element(&mut body, 0x0800, &1u16.to_le_bytes());
+    element(&mut body, 0x1000, &uid(sop_instance));
+    with_length(&body)
+}
+
+/// Message id responded to and status of a response command set; `None` if it holds none.
+pub fn response_status(mut bytes: &[u8]) -> Option<(u16, Status)> {
+    let (mut message_id, mut status) = (None, None);
+    while let Some((head, rest)) = bytes.split_at_checked(8) {
+        let length = u32::from_le_bytes([head[4], head[5], head[6], head[7]]) as usize;
+        let (value, rest) = rest.split_at_checked(length)?;
+        let short = || Some(u16::from_le_bytes([*value.first()?, *value.get(1)?]));
+        match u16::from_le_bytes([head[2], head[3]]) {
+            0x0120 => message_id = short(),
+            0x0900 => status = short(),
+            _ => {}
+        }
+        bytes = rest;
+    }
+    Some((message_id?, Status(status?)))
+}
+
+fn with_length(body: &[u8]) -> Vec<u8> {
+    let mut set = Vec::with_capacity(body.len() + 12);
+    element(&mut set, 0x0000, &u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
+    set.extend(body);
+    set
 }
 
 fn element(into: &mut Vec<u8>, element: u16, value: &[u8]) {
@@ -148,8 +181,14 @@ mod tests {
         };
         let set = request.response(Status::SUCCESS, "");
         assert_eq!(u32::from_le_bytes(set[8..12].try_into().unwrap()) as usize, set.len() - 12);
-        let at = set.windows(8).position(|w| w == [0, 0, 0x20, 0x01, 2, 0, 0, 0]).unwrap();
-        assert_eq!(u16::from_le_bytes([set[at + 8], set[at + 9]]), 4711);
+        assert_eq!(response_status(&set), Some((4711, Status::SUCCESS)));
+    }
+
+    #[test]
+    fn a_store_request_reads_back_as_one() {
+        let command = Command::parse(&store_request("1.2.840.10008.5.1.4.1.1.2", "1.2.3", 7)).unwrap();
+        assert_eq!((command.field, command.message_id, command.has_data_set), (C_STORE_RQ, 7, true));
+        assert_eq!(command.sop_instance, "1.2.3");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use dicom_ul::association::AsyncClientAssociation;
 use dicom_ul::association::client::ClientAssociationOptions;
 use dicom_ul::pdu::{PDataValue, PDataValueType, Pdu};
-use ichd::receive::dimse::Status;
+use ichd::receive::dimse::{Status, response_status, store_request};
 use ichd_phantom::Instance;
 use tokio::net::TcpStream;
 
@@ -87,44 +87,9 @@ async fn store(
         return Err(ScanError::Association("no response to C-STORE".into()));
     };
     let response = data.into_iter().flat_map(|v| v.data).collect::<Vec<u8>>();
-    match status(&response) {
-        Some(Status::SUCCESS) => Ok(()),
-        Some(Status(code)) => Err(ScanError::Refused(code)),
-        None => Err(ScanError::Association("response without a status".into())),
+    match response_status(&response) {
+        Some((id, Status::SUCCESS)) if id == message_id => Ok(()),
+        Some((id, Status(code))) if id == message_id => Err(ScanError::Refused(code)),
+        _ => Err(ScanError::Association("response to another message, or without a status".into())),
     }
-}
-
-/// C-STORE-RQ command set (PS3.7 9.3.1.1).
-fn store_request(sop_class: &str, sop_instance: &str, message_id: u16) -> Vec<u8> {
-    let mut body = Vec::new();
-    let mut element = |number: u16, value: &[u8]| {
-        body.extend([0, 0]);
-        body.extend(number.to_le_bytes());
-        body.extend(((value.len() + value.len() % 2) as u32).to_le_bytes());
-        body.extend(value);
-        body.extend(vec![0; value.len() % 2]);
-    };
-    element(0x0002, sop_class.as_bytes());
-    element(0x0100, &1u16.to_le_bytes());
-    element(0x0110, &message_id.to_le_bytes());
-    element(0x0700, &0u16.to_le_bytes());
-    element(0x0800, &1u16.to_le_bytes());
-    element(0x1000, sop_instance.as_bytes());
-    let mut set = vec![0, 0, 0, 0, 4, 0, 0, 0];
-    set.extend((body.len() as u32).to_le_bytes());
-    set.extend(body);
-    set
-}
-
-/// Status (0000,0900) of a response command set.
-fn status(mut bytes: &[u8]) -> Option<Status> {
-    while let Some((head, rest)) = bytes.split_at_checked(8) {
-        let length = u32::from_le_bytes([head[4], head[5], head[6], head[7]]) as usize;
-        let (value, rest) = rest.split_at_checked(length)?;
-        if head[2..4] == [0x00, 0x09] {
-            return Some(Status(u16::from_le_bytes([*value.first()?, *value.get(1)?])));
-        }
-        bytes = rest;
-    }
-    None
 }
