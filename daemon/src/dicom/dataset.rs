@@ -15,6 +15,8 @@ use super::HeaderError;
 
 /// Largest value that is kept, bytes.
 pub const VALUE_BYTES_MAX: u32 = 64 << 10;
+/// Most that a deflated data set may inflate to, bytes; a few kilobytes can otherwise become terabytes.
+pub const INFLATED_BYTES_MAX: u64 = 512 << 20;
 /// Deepest nesting of sequences.
 const DEPTH_MAX: usize = 32;
 const UNDEFINED: u32 = u32::MAX;
@@ -46,6 +48,7 @@ impl Dataset {
         let length = file.metadata().map_err(io)?.len();
         let mut walk = Walk {
             source: Source::Plain(BufReader::with_capacity(16 << 10, file)),
+            ahead: Vec::new(),
             offset: 0,
             length: Some(length),
         };
@@ -54,11 +57,12 @@ impl Dataset {
         match transfer_syntax.as_str() {
             "1.2.840.10008.1.2" => encoding.explicit = false,
             "1.2.840.10008.1.2.2" => encoding.big_endian = true,
-            "1.2.840.10008.1.2.1.99" => walk = walk.inflated(),
+            "1.2.840.10008.1.2.1.99" => walk = walk.inflated().map_err(io)?,
             _ => {}
         }
         let mut dataset = Dataset { transfer_syntax, big_endian: encoding.big_endian, ..Dataset::default() };
         walk.top_level(encoding, wanted, &mut dataset)?;
+        walk.finish()?;
         Ok(dataset)
     }
 
@@ -77,8 +81,8 @@ impl Dataset {
 
     /// Decimal strings; `None` unless there are exactly `N` finite numbers. Also right where the VR is UN.
     pub fn decimals<const N: usize>(&self, tag: Tag) -> Option<[f64; N]> {
-        let numbers: Vec<f64> = self.texts(tag).iter().filter_map(|t| t.parse().ok()).collect();
-        let numbers: [f64; N] = numbers.try_into().ok()?;
+        let numbers: Result<Vec<f64>, _> = self.texts(tag).iter().map(|t| t.parse()).collect();
+        let numbers: [f64; N] = numbers.ok()?.try_into().ok()?;
         numbers.iter().all(|n| n.is_finite()).then_some(numbers)
     }
 
@@ -98,7 +102,8 @@ impl Dataset {
 pub fn sha256(path: &Path) -> Result<[u8; 32], HeaderError> {
     let io = |source| HeaderError::Read { path: path.display().to_string(), source };
     let file = File::open(path).map_err(io)?;
-    let mut walk = Walk { source: Source::Plain(BufReader::new(file)), offset: 0, length: None };
+    let source = Source::Plain(BufReader::new(file));
+    let mut walk = Walk { source, ahead: Vec::new(), offset: 0, length: None };
     walk.file_meta()?;
     let Source::Plain(mut file) = walk.source else { unreachable!("not inflated") };
     file.seek(SeekFrom::Start(walk.offset)).map_err(io)?;
@@ -120,11 +125,13 @@ struct Encoding {
 
 enum Source {
     Plain(BufReader<File>),
-    Inflated(Box<BufReader<flate2::read::DeflateDecoder<BufReader<File>>>>),
+    Inflated(Box<BufReader<std::io::Take<flate2::read::DeflateDecoder<BufReader<File>>>>>),
 }
 
 struct Walk {
     source: Source,
+    /// Bytes peeked at across the end of the source's own buffer; they come before the source.
+    ahead: Vec<u8>,
     offset: u64,
     /// Total bytes, where known.
     length: Option<u64>,
@@ -136,31 +143,79 @@ struct Element {
     length: u32,
 }
 
-fn syntax(detail: impl Into<String>) -> HeaderError {
-    HeaderError::Syntax { detail: detail.into() }
-}
-
-impl Walk {
-    fn inflated(self) -> Self {
-        let Source::Plain(mut file) = self.source else { return self };
-        // Stand exactly behind the file meta: BufReader keeps its place.
-        let _ = file.stream_position();
-        let inflater = flate2::read::DeflateDecoder::new(file);
-        Walk { source: Source::Inflated(Box::new(BufReader::new(inflater))), offset: 0, length: None }
-    }
-
+impl Source {
     fn buffer(&mut self) -> std::io::Result<&[u8]> {
-        match &mut self.source {
+        match self {
             Source::Plain(r) => r.fill_buf(),
             Source::Inflated(r) => r.fill_buf(),
         }
     }
 
     fn consume(&mut self, n: usize) {
-        self.offset += n as u64;
-        match &mut self.source {
+        match self {
             Source::Plain(r) => r.consume(n),
             Source::Inflated(r) => r.consume(n),
+        }
+    }
+}
+
+fn syntax(detail: impl Into<String>) -> HeaderError {
+    HeaderError::Syntax { detail: detail.into() }
+}
+
+impl Walk {
+    fn inflated(self) -> std::io::Result<Self> {
+        let Source::Plain(mut file) = self.source else { return Ok(self) };
+        // Stand exactly behind the file meta, whatever was peeked at.
+        file.seek(SeekFrom::Start(self.offset))?;
+        let inflater = flate2::read::DeflateDecoder::new(file).take(INFLATED_BYTES_MAX);
+        let source = Source::Inflated(Box::new(BufReader::new(inflater)));
+        Ok(Walk { source, ahead: Vec::new(), offset: 0, length: None })
+    }
+
+    /// Reads a deflated stream to its end: only there is it known to be whole and within the limit.
+    fn finish(&mut self) -> Result<(), HeaderError> {
+        if matches!(self.source, Source::Plain(_)) {
+            return Ok(());
+        }
+        loop {
+            match self.buffer().map_err(|e| syntax(format!("deflated data set is broken: {e}")))?.len() {
+                0 if self.offset >= INFLATED_BYTES_MAX => {
+                    return Err(syntax(format!("inflates to more than {INFLATED_BYTES_MAX} bytes")));
+                }
+                0 => return Ok(()),
+                n => self.consume(n),
+            }
+        }
+    }
+
+    fn buffer(&mut self) -> std::io::Result<&[u8]> {
+        if self.ahead.is_empty() { self.source.buffer() } else { Ok(&self.ahead) }
+    }
+
+    /// The next `n` bytes without taking them, fewer only at the end. A buffer may end between any two bytes.
+    fn peek(&mut self, n: usize) -> std::io::Result<&[u8]> {
+        if !self.ahead.is_empty() || self.source.buffer()?.len() < n {
+            while self.ahead.len() < n {
+                let more = self.source.buffer()?;
+                let taken = more.len().min(n - self.ahead.len());
+                if taken == 0 {
+                    break;
+                }
+                self.ahead.extend_from_slice(&more[..taken]);
+                self.source.consume(taken);
+            }
+        }
+        self.buffer()
+    }
+
+    /// Takes `n` bytes, at most as many as [`Walk::buffer`] gave.
+    fn consume(&mut self, n: usize) {
+        self.offset += n as u64;
+        if self.ahead.is_empty() {
+            self.source.consume(n);
+        } else {
+            self.ahead.drain(..n);
         }
     }
 
@@ -201,13 +256,15 @@ impl Walk {
 
     fn skip(&mut self, length: u64, tag: Tag) -> Result<(), HeaderError> {
         self.require(length, tag)?;
+        let mut left = length;
         if let Source::Plain(r) = &mut self.source {
-            let step = i64::try_from(length).map_err(|_| syntax("length beyond any file"))?;
+            let peeked = left.min(self.ahead.len() as u64);
+            self.ahead.drain(..peeked as usize);
+            let step = i64::try_from(left - peeked).map_err(|_| syntax("length beyond any file"))?;
             r.seek_relative(step).map_err(|e| syntax(format!("unreadable at byte {}: {e}", self.offset)))?;
             self.offset += length;
-            return Ok(());
+            left = 0;
         }
-        let mut left = length;
         while left > 0 {
             let n = self
                 .buffer()
@@ -272,8 +329,8 @@ impl Walk {
             return Err(syntax("no DICM prefix after the preamble"));
         }
         let mut transfer_syntax = None;
-        // Peek at the group: the meta ends where it is no longer 0002.
-        while let Ok([2, 0, ..]) = self.buffer() {
+        // The meta ends where the group is no longer 0002.
+        while let Ok([2, 0, ..]) = self.peek(2) {
             let element = self.element(Encoding { explicit: true, big_endian: false })?;
             if element.length > VALUE_BYTES_MAX {
                 return Err(syntax("file meta element too long"));
@@ -299,7 +356,7 @@ impl Walk {
             if element.tag == PIXEL_DATA {
                 match element.length {
                     UNDEFINED => self.fragments(encoding)?,
-                    length => self.require(u64::from(length), element.tag)?,
+                    length => self.skip(u64::from(length), element.tag)?,
                 }
                 into.has_pixels = true;
                 return Ok(());
@@ -350,7 +407,7 @@ impl Walk {
 
     /// Inside a UN sequence the standard says implicit (PS3.5 6.2.2); some writers keep explicit all the same.
     fn looks_explicit(&mut self) -> bool {
-        matches!(self.buffer(), Ok([g0, g1, _, _, a, b, ..]) if [*g0, *g1] != [0xfe, 0xff] && is_vr([*a, *b]))
+        matches!(self.peek(6), Ok([g0, g1, _, _, a, b, ..]) if [*g0, *g1] != [0xfe, 0xff] && is_vr([*a, *b]))
     }
 
     /// Encapsulated pixel data (PS3.5 A.4).
@@ -377,4 +434,123 @@ fn is_vr(vr: [u8; 2]) -> bool {
         b"UL", b"UN", b"UR", b"US", b"UT", b"UV",
     ];
     KNOWN.contains(&&vr)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    const ROWS: Tag = (0x0028, 0x0010);
+
+    fn meta(syntax: &str) -> Vec<u8> {
+        let mut bytes = vec![0; 128];
+        bytes.extend(b"DICM");
+        let mut value = syntax.as_bytes().to_vec();
+        if value.len() % 2 == 1 {
+            value.push(0);
+        }
+        bytes.extend([2, 0, 0x10, 0, b'U', b'I', value.len() as u8, 0]);
+        bytes.extend(value);
+        bytes
+    }
+
+    /// Explicit VR little endian.
+    fn short_form(group: u16, element: u16, vr: &[u8; 2], value: &[u8]) -> Vec<u8> {
+        let mut bytes = [group.to_le_bytes(), element.to_le_bytes()].concat();
+        bytes.extend(vr);
+        bytes.extend((value.len() as u16).to_le_bytes());
+        bytes.extend(value);
+        bytes
+    }
+
+    fn long_form(group: u16, element: u16, vr: &[u8; 2], length: u32, value: &[u8]) -> Vec<u8> {
+        let mut bytes = [group.to_le_bytes(), element.to_le_bytes()].concat();
+        bytes.extend(vr);
+        bytes.extend([0, 0]);
+        bytes.extend(length.to_le_bytes());
+        bytes.extend(value);
+        bytes
+    }
+
+    fn read(bytes: &[u8]) -> Result<Dataset, HeaderError> {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        Dataset::read(file.path(), &[ROWS])
+    }
+
+    fn deflated(data_set: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::best());
+        encoder.write_all(data_set).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn a_deflated_data_set_is_accepted_only_whole() {
+        let pixels: Vec<u8> =
+            (0..4096u32).flat_map(|i| (i.wrapping_mul(2_654_435_761) >> 7).to_le_bytes()).collect();
+        let mut data_set = short_form(0x0028, 0x0010, b"US", &[64, 0]);
+        data_set.extend(long_form(0x7fe0, 0x0010, b"OW", pixels.len() as u32, &pixels));
+        let body = deflated(&data_set);
+        let file = |body: &[u8]| [meta("1.2.840.10008.1.2.1.99"), body.to_vec()].concat();
+        let whole = read(&file(&body)).unwrap();
+        assert!(whole.has_pixels && whole.short(ROWS) == Some(64));
+        for cut in (0..body.len()).step_by(211).chain([body.len() - 1]) {
+            let read = read(&file(&body[..cut]));
+            assert!(!read.is_ok_and(|d| d.has_pixels), "accepted when cut at byte {cut} of {}", body.len());
+        }
+        // Pixels that the stream does not hold, although the stream itself is whole.
+        let mut liar = short_form(0x0028, 0x0010, b"US", &[64, 0]);
+        liar.extend(long_form(0x7fe0, 0x0010, b"OW", 1 << 20, &pixels));
+        assert!(read(&file(&deflated(&liar))).is_err());
+    }
+
+    #[test]
+    fn a_deflated_bomb_is_refused_at_the_limit() {
+        let mut encoder =
+            flate2::write::DeflateEncoder::new(meta("1.2.840.10008.1.2.1.99"), flate2::Compression::fast());
+        let length = u32::try_from(INFLATED_BYTES_MAX).unwrap() + 2;
+        encoder.write_all(&long_form(0x7fe0, 0x0010, b"OW", length, &[])).unwrap();
+        let zeros = vec![0; 1 << 20];
+        for _ in 0..=INFLATED_BYTES_MAX >> 20 {
+            encoder.write_all(&zeros).unwrap();
+        }
+        assert!(read(&encoder.finish().unwrap()).is_err());
+    }
+
+    /// The walk looks ahead by a few bytes; where the read buffer happens to end must not matter.
+    #[test]
+    fn no_position_of_the_buffer_changes_what_is_read() {
+        for filler in (16_120..16_240u32).step_by(2) {
+            let mut file = meta("1.2.840.10008.1.2.1");
+            file.extend(long_form(0x0009, 0x0010, b"OB", filler, &vec![1; filler as usize]));
+            // A sequence typed UN whose items keep explicit VRs, against PS3.5 6.2.2 and met in the field.
+            file.extend(long_form(0x0009, 0x1010, b"UN", UNDEFINED, &[]));
+            file.extend([0xfe, 0xff, 0x00, 0xe0, 0xff, 0xff, 0xff, 0xff]);
+            file.extend(short_form(0x0009, 0x1011, b"LO", b"word"));
+            file.extend([0xfe, 0xff, 0x0d, 0xe0, 0, 0, 0, 0]);
+            file.extend([0xfe, 0xff, 0xdd, 0xe0, 0, 0, 0, 0]);
+            file.extend(short_form(0x0028, 0x0010, b"US", &[64, 0]));
+            let read = read(&file).unwrap_or_else(|e| panic!("filler of {filler} bytes: {e}"));
+            assert_eq!(read.short(ROWS), Some(64), "filler of {filler} bytes");
+        }
+    }
+
+    #[test]
+    fn a_list_with_one_bad_number_is_no_list_of_the_good_ones() {
+        let mut dataset = Dataset::default();
+        dataset.values.insert(ROWS, b"1\\x\\2\\3".to_vec());
+        assert_eq!(dataset.decimals::<3>(ROWS), None);
+    }
+
+    #[test]
+    fn a_length_beyond_the_file_is_refused_wherever_it_stands() {
+        for element in [
+            long_form(0x0009, 0x0010, b"UN", 3_700_000_000, &[0; 8]),
+            long_form(0x7fe0, 0x0010, b"OW", 0xffff_fffe, &[0; 8]),
+            short_form(0x0028, 0x0010, b"US", &[])[..6].iter().copied().chain([255, 255]).collect(),
+        ] {
+            assert!(read(&[meta("1.2.840.10008.1.2.1"), element].concat()).is_err());
+        }
+    }
 }

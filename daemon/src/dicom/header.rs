@@ -230,3 +230,73 @@ mod tag {
         LOSSY,
     ];
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    /// Real data, where it lies beside the repository.
+    fn testdata() -> Option<PathBuf> {
+        let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/testdata");
+        let path = std::env::var_os("ICHD_TESTDATA").map_or(beside, PathBuf::from);
+        if path.is_dir() {
+            return Some(path);
+        }
+        eprintln!("left out: no test data of real people beside the repository");
+        None
+    }
+
+    fn files(folder: &Path, into: &mut Vec<PathBuf>) {
+        for path in std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()) {
+            if path.is_dir() {
+                files(&path, into);
+            } else if path.extension().is_some_and(|e| e == "dcm") {
+                into.push(path);
+            }
+        }
+    }
+
+    /// What its README calls broken or without a file header, and two whose UIDs are none (hashed, or left out).
+    const REFUSED: [&str; 13] = [
+        "malformed/ExplVR_BigEndNoMeta.dcm",
+        "malformed/ExplVR_LitEndNoMeta.dcm",
+        "malformed/MR_truncated.dcm",
+        "malformed/UN_sequence.dcm",
+        "malformed/bad_sequence.dcm",
+        "malformed/empty_charset_LEI.dcm",
+        "malformed/meta_missing_tsyntax.dcm",
+        "malformed/nested_priv_SQ.dcm",
+        "malformed/no_meta.dcm",
+        "malformed/no_meta_group_length.dcm",
+        "malformed/rtplan_truncated.dcm",
+        "malformed/truncated-ct-dose-report.dcm",
+        "not-a-head/rtstruct-object.dcm",
+    ];
+
+    #[test]
+    fn of_all_real_files_exactly_the_broken_ones_are_refused() {
+        let Some(root) = testdata() else { return };
+        let mut all = Vec::new();
+        files(&root, &mut all);
+        let mut refused = Vec::new();
+        for path in &all {
+            let name = path.strip_prefix(&root).unwrap().display().to_string();
+            if SliceHeader::read(path).is_err() {
+                refused.push(name);
+            }
+        }
+        refused.sort();
+        assert_eq!(refused, REFUSED);
+        assert!(all.len() > 300, "{} files", all.len());
+    }
+
+    #[test]
+    fn undefined_length_sequences_in_a_mix_of_encodings_are_walked_past() {
+        let Some(root) = testdata() else { return };
+        let read = |name: &str| SliceHeader::read(&root.join("malformed").join(name)).unwrap();
+        assert!(read("ct-undefined-length-sequences.dcm").has_pixels);
+        // Pixel Spacing typed UN is text all the same.
+        assert!(read("explicit_VR-UN.dcm").geometry.is_some());
+    }
+}
