@@ -60,7 +60,7 @@ pub(super) async fn run(
     log::info!(event = "association_opened", association = number, calling = calling.as_str(); "association accepted");
     shared.events.offer(Event::Opened { association: number });
     let total = Duration::from_millis(config.total_timeout_ms);
-    let mut session = Session { shared, number, n_bytes: 0, n_stored: 0 };
+    let mut session = Session { shared, number, calling, n_bytes: 0, n_stored: 0 };
     let ended = tokio::time::timeout(total, session.serve(&mut association, &mut shutdown)).await;
     let (orderly, why) = match ended {
         Ok(End::Released) => (true, "released"),
@@ -137,6 +137,8 @@ enum End {
 struct Session<'a> {
     shared: &'a Shared,
     number: u64,
+    /// AE title of the peer.
+    calling: String,
     n_bytes: u64,
     n_stored: u64,
 }
@@ -280,6 +282,7 @@ impl Session<'_> {
             sop_class: class.to_owned(),
             sop,
             transfer_syntax: transfer_syntax.to_owned(),
+            calling: self.calling.clone(),
             is_image: syntax::IMAGES.contains(&class),
         };
         self.shared.spool.begin(meta).map_err(|e| refusal(&e))

@@ -8,11 +8,12 @@
 //!
 //! The tree is the queue: whatever is lost downstream is found here again. Owner of every instance file.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
@@ -94,6 +95,8 @@ pub struct FileMeta {
     pub sop: SopInstanceUid,
     /// Transfer syntax of the presentation context.
     pub transfer_syntax: String,
+    /// AE title of the sender.
+    pub calling: String,
     /// Whether the stages read this SOP class; others are set aside.
     pub is_image: bool,
 }
@@ -117,6 +120,9 @@ pub struct Spool {
     root: PathBuf,
     limits: SpoolLimits,
     next: AtomicU64,
+    /// Series folders that this process has made durable. Held while a name is looked up and taken, so that of two
+    /// associations with one UID exactly one is first.
+    places: Mutex<BTreeSet<PathBuf>>,
     _lock: Flock<File>,
 }
 
@@ -131,15 +137,20 @@ impl Spool {
         }
         let path = root.join("lock");
         let file = File::create(&path).map_err(|source| SpoolError::Folder { path: path.clone(), source })?;
-        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
-            .map_err(|_| SpoolError::Locked { path: path.clone() })?;
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+            nix::errno::Errno::EWOULDBLOCK => SpoolError::Locked { path: path.clone() },
+            other => SpoolError::Folder { path: path.clone(), source: other.into() },
+        })?;
         let incoming = root.join("incoming");
         let entries = fs::read_dir(&incoming)
             .map_err(|source| SpoolError::Folder { path: incoming.clone(), source })?;
         for entry in entries.flatten() {
             let _ = fs::remove_file(entry.path());
         }
-        Ok(Spool { root: root.into(), limits, next: AtomicU64::new(0), _lock: lock })
+        // The folders themselves must survive a power cut before anything in them can.
+        sync_folder(root).map_err(|source| SpoolError::Folder { path: root.into(), source })?;
+        let places = Mutex::default();
+        Ok(Spool { root: root.into(), limits, next: AtomicU64::new(0), places, _lock: lock })
     }
 
     /// Whether there is room for more.
@@ -188,6 +199,37 @@ impl Spool {
         Ok(found)
     }
 
+    /// Removes every instance of a series; the caller answers for nothing of it being open. A crash in between leaves
+    /// fewer instances, never a half one.
+    pub fn remove_series(&self, study: &StudyUid, series: &SeriesUid) -> Result<(), SpoolError> {
+        let folder = self.series_folder(study, series);
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        places.remove(&folder);
+        match fs::remove_dir_all(&folder) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(SpoolError::Folder { path: folder, source });
+            }
+            _ => {}
+        }
+        // Fails while another series of the study is there, as it should.
+        let _ = folder.parent().map(fs::remove_dir);
+        Ok(())
+    }
+
+    /// Makes a series folder that survives a power cut, once per process: a crash may have come between the two steps.
+    fn make_durable(&self, folder: &Path, places: &mut BTreeSet<PathBuf>) -> Result<(), StoreError> {
+        // A person may have tidied up behind our back.
+        if places.contains(folder) && folder.is_dir() {
+            return Ok(());
+        }
+        fs::create_dir_all(folder).map_err(StoreError::Io)?;
+        for parent in folder.ancestors().skip(1).take_while(|parent| parent.starts_with(&self.root)) {
+            sync_folder(parent).map_err(StoreError::Io)?;
+        }
+        places.insert(folder.to_owned());
+        Ok(())
+    }
+
     fn series_folder(&self, study: &StudyUid, series: &SeriesUid) -> PathBuf {
         self.root.join("studies").join(study.as_str()).join(series.as_str())
     }
@@ -234,6 +276,9 @@ impl Incoming {
         if self.n_bytes > limit {
             return Err(StoreError::TooLarge { limit });
         }
+        if !self.spool.has_room() {
+            return Err(StoreError::DiskLow);
+        }
         self.hash.update(bytes);
         self.file.write_all(bytes).map_err(StoreError::Io)
     }
@@ -241,7 +286,7 @@ impl Incoming {
     /// Syncs, checks, renames, syncs the folder. Only after this may anybody be thanked.
     pub fn commit(mut self) -> Result<Stored, StoreError> {
         self.file.sync_data().map_err(StoreError::Io)?;
-        let header = SliceHeader::read(&self.path).map_err(StoreError::Header)?;
+        let header = SliceHeader::read(&self.path).map_err(unreadable)?;
         if header.sop != self.meta.sop {
             return Err(StoreError::Mismatch { attribute: "SOPInstanceUID" });
         }
@@ -253,39 +298,58 @@ impl Incoming {
         }
         let sha256: [u8; 32] = std::mem::take(&mut self.hash).finalize().into();
         let spool = self.spool.clone();
-        let sop = header.sop.as_str().to_owned();
-        if !self.meta.is_image {
-            self.rename(&spool.root.join("aside"), &format!("{sop}.dcm"))?;
-            return Ok(Stored::Aside);
-        }
-        let folder = spool.series_folder(&header.study, &header.series);
-        let path = folder.join(format!("{sop}.dcm"));
-        if path.exists() {
-            let there = dataset::sha256(&path).map_err(StoreError::Header)?;
-            let instance = |sha256| Instance { header: Arc::new(header), path, sha256 };
-            if there == sha256 {
-                return Ok(Stored::Same(instance(there)));
+        let folder = match self.meta.is_image {
+            true => spool.series_folder(&header.study, &header.series),
+            false => spool.root.join("aside"),
+        };
+        let path = folder.join(format!("{}.dcm", header.sop.as_str()));
+        let placed = {
+            let mut places = spool.places.lock().unwrap_or_else(PoisonError::into_inner);
+            spool.make_durable(&folder, &mut places)?;
+            self.place(&path, &sha256)?
+        };
+        // Also where the same bytes were there already: whoever put them there may have died before this.
+        sync_folder(&folder).map_err(StoreError::Io)?;
+        Ok(match placed {
+            Placed::Conflict => {
+                sync_folder(&spool.root.join("quarantine")).map_err(StoreError::Io)?;
+                // Said of the one that stays.
+                let header = SliceHeader::read(&path).map(Arc::new).map_err(unreadable)?;
+                let sha256 = dataset::sha256(&path).map_err(unreadable)?;
+                Stored::Conflict(Instance { header, path, sha256 })
             }
-            let name = format!("{sop}.{}.dcm", &crate::assemble::hex(&sha256)[..16]);
-            self.rename(&spool.root.join("quarantine"), &name)?;
-            return Ok(Stored::Conflict(instance(there)));
-        }
-        if !folder.is_dir() {
-            fs::create_dir_all(&folder).map_err(StoreError::Io)?;
-            // The new folders themselves must survive a power cut too.
-            for parent in folder.ancestors().skip(1).take(2) {
-                sync_folder(parent)?;
-            }
-        }
-        self.rename(&folder, &format!("{sop}.dcm"))?;
-        Ok(Stored::New(Instance { header: Arc::new(header), path, sha256 }))
+            _ if !self.meta.is_image => Stored::Aside,
+            Placed::Same => Stored::Same(Instance { header: Arc::new(header), path, sha256 }),
+            Placed::New => Stored::New(Instance { header: Arc::new(header), path, sha256 }),
+        })
     }
 
-    fn rename(&mut self, folder: &Path, name: &str) -> Result<(), StoreError> {
-        fs::rename(&self.path, folder.join(name)).map_err(StoreError::Io)?;
-        self.renamed = true;
-        sync_folder(folder)
+    /// Takes the name if it is free; otherwise says what holds it. The caller holds the lock on names.
+    fn place(&mut self, path: &Path, sha256: &[u8; 32]) -> Result<Placed, StoreError> {
+        if !path.exists() {
+            self.rename(path)?;
+            return Ok(Placed::New);
+        }
+        if dataset::sha256(path).map_err(unreadable)? == *sha256 {
+            return Ok(Placed::Same);
+        }
+        let name = format!("{}.{}.dcm", self.meta.sop.as_str(), &crate::assemble::hex(sha256)[..16]);
+        let quarantine = self.spool.root.join("quarantine").join(name);
+        self.rename(&quarantine)?;
+        Ok(Placed::Conflict)
     }
+
+    fn rename(&mut self, to: &Path) -> Result<(), StoreError> {
+        fs::rename(&self.path, to).map_err(StoreError::Io)?;
+        self.renamed = true;
+        Ok(())
+    }
+}
+
+enum Placed {
+    New,
+    Same,
+    Conflict,
 }
 
 impl Drop for Incoming {
@@ -296,8 +360,16 @@ impl Drop for Incoming {
     }
 }
 
-fn sync_folder(path: &Path) -> Result<(), StoreError> {
-    File::open(path).and_then(|d| d.sync_all()).map_err(StoreError::Io)
+fn sync_folder(path: &Path) -> std::io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// A file that the system will not read is our trouble; one that makes no sense is the sender's.
+fn unreadable(error: HeaderError) -> StoreError {
+    match error {
+        HeaderError::Read { source, .. } => StoreError::Io(source),
+        other => StoreError::Header(other),
+    }
 }
 
 /// Preamble and file meta group (PS3.10 7.1), explicit VR little endian.
@@ -309,6 +381,7 @@ fn file_meta(meta: &FileMeta) -> Vec<u8> {
     element(&mut group, 0x0010, b"UI", meta.transfer_syntax.as_bytes());
     element(&mut group, 0x0012, b"UI", crate::receive::IMPLEMENTATION_CLASS_UID.as_bytes());
     element(&mut group, 0x0013, b"SH", crate::receive::IMPLEMENTATION_VERSION_NAME.as_bytes());
+    element(&mut group, 0x0016, b"AE", meta.calling.as_bytes());
     let mut bytes = vec![0; 128];
     bytes.extend(b"DICM");
     bytes.extend([2, 0, 0, 0, b'U', b'L', 4, 0]);
@@ -330,7 +403,7 @@ fn element(into: &mut Vec<u8>, element: u16, vr: &[u8; 2], value: &[u8]) {
     }
     into.extend(value);
     if value.len() % 2 == 1 {
-        into.push(if vr == b"SH" { b' ' } else { 0 });
+        into.push(if matches!(vr, b"SH" | b"AE") { b' ' } else { 0 });
     }
 }
 
@@ -354,6 +427,7 @@ mod tests {
             sop_class: instance.sop_class_uid.into(),
             sop: SopInstanceUid::parse(&instance.sop_instance_uid).unwrap(),
             transfer_syntax: instance.transfer_syntax_uid.into(),
+            calling: "CT1".into(),
             is_image: true,
         }
     }
@@ -398,6 +472,66 @@ mod tests {
         let full = SpoolLimits { free_bytes_min: u64::MAX, ..LIMITS };
         let spool = Arc::new(Spool::open(dir.path(), full).unwrap());
         assert!(matches!(store(&spool, meta(&p), &p.dataset_bytes), Err(StoreError::DiskLow)));
+    }
+
+    #[test]
+    fn of_two_associations_with_one_uid_exactly_one_is_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let p = phantom();
+        let spool = Arc::new(Spool::open(dir.path(), LIMITS).unwrap());
+        for round in 0..12 {
+            let (study, series) = (StudyUid::parse(&p.study_uid), SeriesUid::parse(&p.series_uid));
+            let place = spool.series_folder(&study.unwrap(), &series.unwrap());
+            let _ = fs::remove_dir_all(&place);
+            let barrier = std::sync::Barrier::new(6);
+            let stored: Vec<Stored> = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..6u8)
+                    .map(|n| {
+                        let (mut bytes, spool, barrier, meta) =
+                            (p.dataset_bytes.clone(), &spool, &barrier, meta(&p));
+                        *bytes.last_mut().unwrap() ^= n;
+                        scope.spawn(move || {
+                            let mut incoming = spool.begin(meta).unwrap();
+                            incoming.write(&bytes).unwrap();
+                            barrier.wait();
+                            incoming.commit().unwrap()
+                        })
+                    })
+                    .collect();
+                threads.into_iter().map(|t| t.join().unwrap()).collect()
+            });
+            let n_new = stored.iter().filter(|s| matches!(s, Stored::New(_))).count();
+            let n_conflict = stored.iter().filter(|s| matches!(s, Stored::Conflict(_))).count();
+            assert_eq!((n_new, n_conflict), (1, 5), "round {round}");
+        }
+    }
+
+    #[test]
+    fn nothing_set_aside_is_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let p = phantom();
+        let spool = Arc::new(Spool::open(dir.path(), LIMITS).unwrap());
+        let meta = || FileMeta { is_image: false, ..meta(&p) };
+        assert!(matches!(store(&spool, meta(), &p.dataset_bytes).unwrap(), Stored::Aside));
+        assert!(matches!(store(&spool, meta(), &p.dataset_bytes).unwrap(), Stored::Aside));
+        let mut other = p.dataset_bytes.clone();
+        *other.last_mut().unwrap() ^= 1;
+        assert!(matches!(store(&spool, meta(), &other).unwrap(), Stored::Conflict(_)));
+        let n = |folder: &str| fs::read_dir(dir.path().join(folder)).unwrap().count();
+        assert_eq!((n("aside"), n("quarantine"), n("incoming")), (1, 1, 0));
+    }
+
+    #[test]
+    fn a_removed_series_is_gone_and_may_come_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let p = phantom();
+        let spool = Arc::new(Spool::open(dir.path(), LIMITS).unwrap());
+        let Stored::New(first) = store(&spool, meta(&p), &p.dataset_bytes).unwrap() else { panic!() };
+        let (study, series) = (&first.header.study, &first.header.series);
+        spool.remove_series(study, series).unwrap();
+        spool.remove_series(study, series).unwrap();
+        assert!(spool.rescan().unwrap().is_empty() && spool.series(study, series).unwrap().is_empty());
+        assert!(matches!(store(&spool, meta(&p), &p.dataset_bytes).unwrap(), Stored::New(_)));
     }
 
     proptest! {
