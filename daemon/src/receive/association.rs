@@ -6,19 +6,19 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use dicom_ul::association::Association;
 use dicom_ul::association::server::{AccessControl, AsyncServerAssociation, ServerAssociationOptions};
+use dicom_ul::association::{Association, Error};
 use dicom_ul::pdu::{
     AssociationRJServiceUserReason, PDataValue, PDataValueType, Pdu, PresentationContextResultReason,
-    UserIdentity,
+    ReadError, UserIdentity,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::admit::{self, Admission};
 use super::dimse::{C_ECHO_RQ, C_STORE_RQ, COMMAND_BYTES_MAX, Command, Status};
-use super::{Event, Shared, syntax};
+use super::{Event, Events, Shared, syntax};
 use crate::config;
 use crate::dicom::SopInstanceUid;
 use crate::spool::{FileMeta, Incoming, StoreError, Stored};
@@ -34,17 +34,17 @@ pub(super) async fn run(
     socket: TcpStream,
     peer: SocketAddr,
     number: u64,
-    n_open: usize,
+    permit: Option<OwnedSemaphorePermit>,
     mut shutdown: watch::Receiver<bool>,
 ) {
     let config = &shared.config;
     let _ = socket.set_nodelay(true);
     let handshake = Duration::from_millis(config.handshake_timeout_ms);
-    if n_open >= config.associations_max {
+    let Some(_permit) = permit else {
         log::warn!(event = "association_rejected", reason = "too_many", peer = peer.ip().to_string(); "as many associations as allowed are open");
         let _ = tokio::time::timeout(handshake, reject_transient(socket)).await;
         return;
-    }
+    };
     let Ok(established) = tokio::time::timeout(handshake, establish(config, socket)).await else {
         log::warn!(event = "association_rejected", reason = "handshake_timeout", peer = peer.ip().to_string(); "no association request in time");
         return;
@@ -52,13 +52,14 @@ pub(super) async fn run(
     let mut association = match established {
         Ok(association) => association,
         Err(error) => {
-            log::warn!(event = "association_rejected", peer = peer.ip().to_string(); "association refused: {error}");
+            log::warn!(event = "association_rejected", reason = reason(&error), peer = peer.ip().to_string(); "association refused");
             return;
         }
     };
     let calling = association.peer_ae_title().trim().to_owned();
     log::info!(event = "association_opened", association = number, calling = calling.as_str(); "association accepted");
     shared.events.offer(Event::Opened { association: number });
+    let mut opened = Opened { events: &shared.events, association: number, orderly: false };
     let total = Duration::from_millis(config.total_timeout_ms);
     let mut session = Session { shared, number, calling, n_bytes: 0, n_stored: 0 };
     let ended = tokio::time::timeout(total, session.serve(&mut association, &mut shutdown)).await;
@@ -72,7 +73,34 @@ pub(super) async fn run(
         let _ = association.abort().await;
     }
     log::info!(event = "association_closed", association = number, stored = n_stored, end = why; "association ended");
-    shared.events.offer(Event::Released { association: number, orderly });
+    opened.orderly = orderly;
+}
+
+/// An association that was announced; its end is announced too, even if that end is a panic.
+struct Opened<'a> {
+    events: &'a Events,
+    association: u64,
+    orderly: bool,
+}
+
+impl Drop for Opened<'_> {
+    fn drop(&mut self) {
+        self.events.offer(Event::Released { association: self.association, orderly: self.orderly });
+    }
+}
+
+/// A stable word for the journal. The library's own text may quote a whole PDU, and with it a patient.
+pub(super) fn reason(error: &Error) -> &'static str {
+    match error {
+        Error::Rejected { .. } => "rejected",
+        Error::Timeout { .. } => "idle_timeout",
+        Error::UnexpectedPdu { .. } | Error::UnknownPdu { .. } => "unexpected_pdu",
+        Error::ReceivePdu { source: ReadError::PduTooLarge { .. }, .. } => "pdu_too_large",
+        Error::ReceivePdu { source: ReadError::ReadPdu { .. }, .. } => "connection_lost",
+        Error::ReceivePdu { .. } => "malformed_pdu",
+        Error::Aborted { .. } => "released",
+        _ => "connection_lost",
+    }
 }
 
 /// "Come back later": A-ASSOCIATE-RJ, transient, presentation related, local limit exceeded (PS3.8 9.3.4). The
@@ -99,18 +127,25 @@ impl AccessControl for Access<'_> {
         called: &str,
         _identity: Option<&UserIdentity>,
     ) -> Result<(), AssociationRJServiceUserReason> {
-        match admit::association(calling, called, self.config) {
-            Admission::Accept => Ok(()),
-            Admission::UnknownCalling => Err(AssociationRJServiceUserReason::CallingAETitleNotRecognized),
-            Admission::UnknownCalled => Err(AssociationRJServiceUserReason::CalledAETitleNotRecognized),
-        }
+        let (refusal, reason) = match admit::association(calling, called, self.config) {
+            Admission::Accept => return Ok(()),
+            Admission::UnknownCalling => {
+                (AssociationRJServiceUserReason::CallingAETitleNotRecognized, "unknown_calling")
+            }
+            Admission::UnknownCalled => {
+                (AssociationRJServiceUserReason::CalledAETitleNotRecognized, "unknown_called")
+            }
+        };
+        let (calling, called) = (calling.escape_debug().to_string(), called.escape_debug().to_string());
+        log::warn!(
+            event = "association_rejected", reason = reason, calling = calling.as_str(), called = called.as_str();
+            "AE title is not admitted"
+        );
+        Err(refusal)
     }
 }
 
-async fn establish(
-    config: &config::Receive,
-    socket: TcpStream,
-) -> Result<Peer, dicom_ul::association::Error> {
+pub(super) async fn establish(config: &config::Receive, socket: TcpStream) -> Result<Peer, Error> {
     let mut options = ServerAssociationOptions::new()
         .ae_access_control(Access { config })
         .ae_title(config.ae_title.as_str())
@@ -172,7 +207,7 @@ impl Session<'_> {
                 }
                 Ok(Pdu::AbortRQ { .. }) => return End::Aborted("peer_aborted"),
                 Ok(_) => return End::Aborted("unexpected_pdu"),
-                Err(_) => return End::Aborted("connection_lost"),
+                Err(error) => return End::Aborted(reason(&error)),
             };
             for value in values {
                 let done = match value.value_type {
@@ -195,6 +230,9 @@ impl Session<'_> {
                     }
                     PDataValueType::Data => {
                         let Some(current) = &mut storing else { return End::Aborted("data_out_of_place") };
+                        if value.presentation_context_id != current.context {
+                            return End::Aborted("context_changed");
+                        }
                         self.on_data(current, &value.data);
                         value.is_last
                     }
@@ -285,7 +323,7 @@ impl Session<'_> {
             calling: self.calling.clone(),
             is_image: syntax::IMAGES.contains(&class),
         };
-        self.shared.spool.begin(meta).map_err(|e| refusal(&e))
+        tokio::task::block_in_place(|| self.shared.spool.begin(meta)).map_err(|e| refusal(&e))
     }
 
     fn on_data(&mut self, storing: &mut Storing, bytes: &[u8]) {

@@ -3,6 +3,9 @@
 /// Largest command set taken, bytes; real ones have a few hundred.
 pub const COMMAND_BYTES_MAX: usize = 64 << 10;
 
+/// Longest UID (PS3.5 9).
+const UID_BYTES_MAX: usize = 64;
+
 /// C-STORE-RQ.
 pub const C_STORE_RQ: u16 = 0x0001;
 /// C-ECHO-RQ.
@@ -90,10 +93,11 @@ impl Command {
         }
     }
 
-    /// The response command set: request field with the response bit, same message id, no data set.
+    /// The response command set: request field with the response bit, same message id, no data set. What is too long
+    /// for a UID is not echoed: the response must fit the smallest PDU.
     pub fn response(&self, status: Status, comment: &str) -> Vec<u8> {
         let mut body = Vec::with_capacity(256);
-        if !self.sop_class.is_empty() {
+        if (1..=UID_BYTES_MAX).contains(&self.sop_class.len()) {
             element(&mut body, 0x0002, &uid(&self.sop_class));
         }
         element(&mut body, 0x0100, &(self.field | 0x8000).to_le_bytes());
@@ -108,7 +112,7 @@ impl Command {
             }
             element(&mut body, 0x0902, &text);
         }
-        if !self.sop_instance.is_empty() {
+        if (1..=UID_BYTES_MAX).contains(&self.sop_instance.len()) {
             element(&mut body, 0x1000, &uid(&self.sop_instance));
         }
         with_length(&body)

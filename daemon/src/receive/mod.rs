@@ -11,11 +11,11 @@ pub mod syntax;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::config;
@@ -87,7 +87,8 @@ struct Shared {
     config: config::Receive,
     spool: Arc<Spool>,
     events: Events,
-    open: AtomicUsize,
+    /// One permit for each association that may be open; given back however the association ends.
+    permits: Arc<Semaphore>,
     next: AtomicU64,
 }
 
@@ -100,8 +101,8 @@ pub async fn serve(
     pulse: Pulse,
     mut shutdown: watch::Receiver<bool>,
 ) {
-    let shared =
-        Arc::new(Shared { config, spool, events, open: AtomicUsize::new(0), next: AtomicU64::new(1) });
+    let permits = Arc::new(Semaphore::new(config.associations_max));
+    let shared = Arc::new(Shared { config, spool, events, permits, next: AtomicU64::new(1) });
     let mut associations = JoinSet::new();
     while !*shutdown.borrow() {
         pulse.beat();
@@ -114,7 +115,11 @@ pub async fn serve(
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             },
-            Some(_) = associations.join_next(), if !associations.is_empty() => {}
+            Some(ended) = associations.join_next(), if !associations.is_empty() => {
+                if ended.is_err() {
+                    log::error!(event = "association_crashed"; "an association ended in a panic");
+                }
+            }
             _ = shutdown.changed() => {}
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
         }
@@ -143,9 +148,12 @@ fn accept(
     }
     let shared = shared.clone();
     associations.spawn(async move {
-        let n_open = shared.open.fetch_add(1, Ordering::AcqRel);
+        // Without a permit the connection is only told to come back later, and counts for nothing.
+        let permit = shared.permits.clone().try_acquire_owned().ok();
         let number = shared.next.fetch_add(1, Ordering::Relaxed);
-        association::run(&shared, socket, peer, number, n_open, shutdown).await;
-        shared.open.fetch_sub(1, Ordering::AcqRel);
+        association::run(&shared, socket, peer, number, permit, shutdown).await;
     });
 }
+
+#[cfg(test)]
+mod tests;

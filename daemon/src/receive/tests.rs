@@ -1,0 +1,416 @@
+//! Associations in process: a real peer (`dicom-ul`, or raw bytes) against the SCP and a spool on disk.
+
+use std::process::Command as Program;
+
+use dicom_ul::association::client::{AsyncClientAssociation, ClientAssociationOptions};
+use dicom_ul::pdu::{PDataValue, PDataValueType, Pdu};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::dimse::{Status, response_status, store_request};
+use super::*;
+use crate::dicom::AeTitle;
+use crate::health::Pulses;
+use crate::spool::SpoolLimits;
+
+const CT: &str = syntax::IMAGES[0];
+const EXPLICIT: &str = "1.2.840.10008.1.2.1";
+
+type Client = AsyncClientAssociation<TcpStream>;
+
+struct Scp {
+    port: u16,
+    spool: Arc<Spool>,
+    events: mpsc::Receiver<Event>,
+    rescan_wanted: RescanWanted,
+    shutdown: watch::Sender<bool>,
+    served: tokio::task::JoinHandle<()>,
+    dir: tempfile::TempDir,
+}
+
+fn config() -> config::Receive {
+    config::Receive { calling_ae_titles: vec![AeTitle::parse("CT1").unwrap()], ..Default::default() }
+}
+
+async fn scp(config: config::Receive) -> Scp {
+    scp_with(config, 64).await
+}
+
+async fn scp_with(config: config::Receive, events_max: usize) -> Scp {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = SpoolLimits { free_bytes_min: 0, instance_bytes_max: config.instance_bytes_max };
+    let spool = Arc::new(Spool::open(dir.path(), limits).unwrap());
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (events_tx, events) = mpsc::channel(events_max);
+    let rescan_wanted = RescanWanted::default();
+    let (shutdown, watched) = watch::channel(false);
+    let pulse = Pulses::new(crate::clock::now()).register("receive");
+    let to = Events::new(events_tx, rescan_wanted.clone());
+    let served = tokio::spawn(serve(listener, config, spool.clone(), to, pulse, watched));
+    Scp { port, spool, events, rescan_wanted, shutdown, served, dir }
+}
+
+impl Scp {
+    async fn associate(
+        &self,
+        calling: &str,
+        classes: &[&str],
+    ) -> Result<Client, dicom_ul::association::Error> {
+        let mut options = ClientAssociationOptions::new().calling_ae_title(calling).called_ae_title("ICHD");
+        for class in classes {
+            options = options.with_presentation_context(*class, vec![EXPLICIT]);
+        }
+        options.establish_async(("127.0.0.1", self.port)).await
+    }
+
+    async fn scanner(&self) -> Client {
+        self.associate("CT1", &[CT, syntax::VERIFICATION, syntax::ASIDE[0]]).await.unwrap()
+    }
+
+    fn stored(&self) -> usize {
+        self.spool.rescan().unwrap().len()
+    }
+
+    fn incoming(&self) -> usize {
+        std::fs::read_dir(self.dir.path().join("incoming")).unwrap().count()
+    }
+}
+
+fn phantom(seed: u64) -> ichd_phantom::Instance {
+    let options = ichd_phantom::SeriesOptions {
+        scan: ichd_phantom::scan::ScanOptions { matrix: 32, slices: 1, ..Default::default() },
+        uid_seed: Some(seed),
+        ..Default::default()
+    };
+    ichd_phantom::study(1, ichd_phantom::Bleed::None, &options).unwrap().remove(0)
+}
+
+fn context(client: &Client, class: &str) -> u8 {
+    client.presentation_contexts().iter().find(|c| c.abstract_syntax == class).unwrap().id
+}
+
+fn pdv(id: u8, value_type: PDataValueType, is_last: bool, data: &[u8]) -> Pdu {
+    Pdu::PData {
+        data: vec![PDataValue { presentation_context_id: id, value_type, is_last, data: data.to_vec() }],
+    }
+}
+
+/// Sends a command set and perhaps a data set, each in pieces of `piece` bytes.
+async fn send(client: &mut Client, id: u8, command: &[u8], data: Option<&[u8]>, piece: usize) {
+    for (bytes, kind) in [(Some(command), PDataValueType::Command), (data, PDataValueType::Data)] {
+        let Some(bytes) = bytes else { continue };
+        let n = bytes.len().div_ceil(piece);
+        for (i, chunk) in bytes.chunks(piece).enumerate() {
+            client.send(&pdv(id, kind.clone(), i + 1 == n, chunk)).await.unwrap();
+        }
+    }
+}
+
+async fn response(client: &mut Client) -> (u16, Status) {
+    let Pdu::PData { data } = client.receive().await.unwrap() else { panic!("no response") };
+    response_status(&data[0].data).unwrap()
+}
+
+async fn store_as(client: &mut Client, class: &str, sop: &str, bytes: &[u8]) -> Status {
+    let id = context(client, CT);
+    send(client, id, &store_request(class, sop, 77), Some(bytes), 7_000).await;
+    let (message_id, status) = response(client).await;
+    assert_eq!(message_id, 77);
+    status
+}
+
+async fn store(client: &mut Client, p: &ichd_phantom::Instance) -> Status {
+    store_as(client, CT, &p.sop_instance_uid, &p.dataset_bytes).await
+}
+
+/// A command set of US elements, and a UID.
+fn command(field: u16, message_id: u16, class: &str) -> Vec<u8> {
+    let mut set = store_request(class, "", message_id);
+    let at = |set: &[u8], element: u8| set.windows(4).position(|w| w == [0, 0, element, 1]).unwrap() + 8;
+    let field_at = at(&set, 0x00);
+    set[field_at..field_at + 2].copy_from_slice(&field.to_le_bytes());
+    let type_at = set.windows(4).position(|w| w == [0, 0, 0, 8]).unwrap() + 8;
+    set[type_at..type_at + 2].copy_from_slice(&0x0101u16.to_le_bytes());
+    set
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn echoes_are_answered_each_with_its_own_message_id() {
+    let scp = scp(config()).await;
+    let mut client = scp.scanner().await;
+    let id = context(&client, syntax::VERIFICATION);
+    for message_id in [1, 9, 65_535] {
+        send(&mut client, id, &command(0x0030, message_id, syntax::VERIFICATION), None, 1000).await;
+        assert_eq!(response(&mut client).await, (message_id, Status::SUCCESS));
+    }
+    // C-FIND: nothing we do.
+    send(&mut client, id, &command(0x0020, 5, syntax::VERIFICATION), None, 1000).await;
+    assert_eq!(response(&mut client).await, (5, Status::UNRECOGNIZED_OPERATION));
+    client.release().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_answered_with_success_is_on_disk_and_announced() {
+    let mut scp = scp(config()).await;
+    let mut client = scp.scanner().await;
+    let p = phantom(1);
+    assert_eq!(store(&mut client, &p).await, Status::SUCCESS);
+    assert_eq!((scp.stored(), scp.incoming()), (1, 0));
+    client.release().await.unwrap();
+    assert!(matches!(scp.events.recv().await, Some(Event::Opened { association: 1 })));
+    let Some(Event::Stored { association: 1, instance }) = scp.events.recv().await else { panic!() };
+    assert_eq!(instance.header.sop.as_str(), p.sop_instance_uid);
+    assert!(matches!(scp.events.recv().await, Some(Event::Released { association: 1, orderly: true })));
+    // The data set is kept exactly as it came, and the sender's name with it.
+    let kept = std::fs::read(&instance.path).unwrap();
+    assert!(kept.ends_with(&p.dataset_bytes));
+    assert!(kept[..400].windows(4).any(|w| w == b"CT1 "));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn command_and_data_sets_may_come_in_any_number_of_pieces() {
+    let scp = scp(config()).await;
+    let mut client = scp.scanner().await;
+    let id = context(&client, CT);
+    for (seed, piece) in [1, 3, 17, 1_000, 16_000].into_iter().enumerate() {
+        let p = phantom(seed as u64);
+        let request = store_request(CT, &p.sop_instance_uid, 7);
+        send(&mut client, id, &request, Some(&p.dataset_bytes), piece).await;
+        assert_eq!(response(&mut client).await, (7, Status::SUCCESS), "pieces of {piece} bytes");
+    }
+    assert_eq!(scp.stored(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_again_is_success_and_another_content_is_kept_apart() {
+    let mut scp = scp(config()).await;
+    let mut client = scp.scanner().await;
+    let p = phantom(1);
+    let mut other = p.dataset_bytes.clone();
+    *other.last_mut().unwrap() ^= 1;
+    assert_eq!(store(&mut client, &p).await, Status::SUCCESS);
+    assert_eq!(store(&mut client, &p).await, Status::SUCCESS);
+    assert_eq!(store_as(&mut client, CT, &p.sop_instance_uid, &other).await, Status::SUCCESS);
+    assert_eq!(scp.stored(), 1);
+    client.release().await.unwrap();
+    let mut kinds = Vec::new();
+    while let Some(event) = scp.events.recv().await {
+        kinds.push(match event {
+            Event::Opened { .. } => "opened",
+            Event::Stored { .. } => "stored",
+            Event::Conflict { .. } => "conflict",
+            Event::Released { .. } => break,
+        });
+    }
+    assert_eq!(kinds, ["opened", "stored", "stored", "conflict"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_fault_has_its_status_and_the_association_lives() {
+    let scp = scp(config::Receive { instance_bytes_max: 4_000, ..config() }).await;
+    let mut client = scp.scanner().await;
+    let (p, q) = (phantom(1), phantom(2));
+    let sop = p.sop_instance_uid.as_str();
+    let bytes = &p.dataset_bytes;
+    assert!(bytes.len() < 4_000, "{}", bytes.len());
+    let n = bytes.len();
+    let cases: [(&str, &str, &str, &[u8], Status); 7] = [
+        ("another class", syntax::ASIDE[0], sop, bytes, Status::SOP_CLASS_NOT_SUPPORTED),
+        ("no UID", CT, "../../etc/passwd", bytes, Status::INVALID_SOP_INSTANCE),
+        ("an endless UID", CT, &"1.".repeat(9_000), bytes, Status::INVALID_SOP_INSTANCE),
+        ("another instance", CT, &q.sop_instance_uid, bytes, Status::DATA_SET_MISMATCH),
+        ("a cut data set", CT, sop, &bytes[..n - 100], Status::CANNOT_UNDERSTAND),
+        ("no data set at all", CT, sop, b"I am a text, not a data set", Status::CANNOT_UNDERSTAND),
+        ("too large", CT, sop, &[bytes.as_slice(), &[0; 4_000]].concat(), Status::OUT_OF_RESOURCES),
+    ];
+    for (fault, class, sop, data, status) in cases {
+        assert_eq!(store_as(&mut client, class, sop, data).await, status, "{fault}");
+        assert_eq!((scp.stored(), scp.incoming()), (0, 0), "{fault}");
+    }
+    assert_eq!(store(&mut client, &p).await, Status::SUCCESS);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_association_that_carries_too_much_is_refused_more() {
+    let scp = scp(config::Receive { association_bytes_max: 1_000, ..config() }).await;
+    let mut client = scp.scanner().await;
+    assert_eq!(store(&mut client, &phantom(1)).await, Status::SUCCESS);
+    assert_eq!(store(&mut client, &phantom(2)).await, Status::OUT_OF_RESOURCES);
+    let mut client = scp.scanner().await;
+    assert_eq!(store(&mut client, &phantom(2)).await, Status::SUCCESS);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_abort_in_the_middle_leaves_nothing() {
+    let mut scp = scp(config()).await;
+    let mut client = scp.scanner().await;
+    let (id, p) = (context(&client, CT), phantom(1));
+    let request = store_request(CT, &p.sop_instance_uid, 1);
+    client.send(&pdv(id, PDataValueType::Command, true, &request)).await.unwrap();
+    client.send(&pdv(id, PDataValueType::Data, false, &p.dataset_bytes[..900])).await.unwrap();
+    client.abort().await.unwrap();
+    while !matches!(scp.events.recv().await, Some(Event::Released { orderly: false, .. })) {}
+    assert_eq!((scp.stored(), scp.incoming()), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_set_on_another_context_than_its_command_ends_the_association() {
+    let scp = scp(config()).await;
+    let mut client = scp.scanner().await;
+    let (ct, other, p) = (context(&client, CT), context(&client, syntax::ASIDE[0]), phantom(1));
+    let request = store_request(CT, &p.sop_instance_uid, 1);
+    client.send(&pdv(ct, PDataValueType::Command, true, &request)).await.unwrap();
+    client.send(&pdv(other, PDataValueType::Data, true, &p.dataset_bytes)).await.unwrap();
+    assert!(!matches!(client.receive().await, Ok(Pdu::PData { .. })));
+    assert_eq!(scp.stored(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_are_rejected_and_nobody_else_notices() {
+    let scp = scp(config()).await;
+    assert!(scp.associate("CT2", &[CT]).await.is_err());
+    assert_eq!(store(&mut scp.scanner().await, &phantom(1)).await, Status::SUCCESS);
+}
+
+/// Bytes until the connection ends.
+async fn rest(socket: &mut TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let _ = socket.read_to_end(&mut bytes).await;
+    bytes
+}
+
+const TRANSIENT_REJECTION: [u8; 10] = [3, 0, 0, 0, 0, 4, 0, 2, 3, 2];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_too_many_is_told_to_come_back_and_does_not_block_the_next() {
+    let mut scp =
+        scp(config::Receive { associations_max: 1, handshake_timeout_ms: 60_000, ..config() }).await;
+    let first = scp.scanner().await;
+    let mut second = TcpStream::connect(("127.0.0.1", scp.port)).await.unwrap();
+    second.write_all(&[1, 0, 0, 0, 0, 68]).await.unwrap();
+    let mut answer = [0; 10];
+    second.read_exact(&mut answer).await.unwrap();
+    assert_eq!(answer, TRANSIENT_REJECTION);
+    first.release().await.unwrap();
+    while !matches!(scp.events.recv().await, Some(Event::Released { .. })) {}
+    // The rejected one lingers on its connection; the free place is free all the same. The permit comes back an
+    // instant after the event, so one more rejection may be met.
+    let mut tries = 0;
+    let mut third = loop {
+        match scp.associate("CT1", &[CT]).await {
+            Ok(client) => break client,
+            Err(_) if tries < 20 => tries += 1,
+            Err(error) => panic!("the free place was never given: {error}"),
+        }
+    };
+    assert_eq!(store(&mut third, &phantom(1)).await, Status::SUCCESS);
+    drop(second);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_first_bytes_end_the_connection_and_nothing_else() {
+    let scp = scp(config()).await;
+    let first_bytes: [&[u8]; 5] = [
+        &[1, 0, 0xff, 0xff, 0xff, 0xff],                   // 4 GiB are announced
+        &[1, 0, 0, 0, 0, 4, 0, 1, 0, 0],                   // shorter than a request can be
+        &[4, 0, 0, 0, 0, 8, 0, 0, 0, 4, 1, 3, b'X', b'Y'], // data before any association
+        &[9, 0, 0, 0, 0, 0],                               // no PDU of ours
+        b"GET / HTTP/1.1\r\n\r\n",
+    ];
+    for bytes in first_bytes {
+        let mut socket = TcpStream::connect(("127.0.0.1", scp.port)).await.unwrap();
+        socket.write_all(bytes).await.unwrap();
+        assert!(rest(&mut socket).await.len() <= 10, "{bytes:?}");
+    }
+    assert_eq!(store(&mut scp.scanner().await, &phantom(1)).await, Status::SUCCESS);
+}
+
+/// The library's error text quotes the PDU; the journal must not.
+#[tokio::test(flavor = "multi_thread")]
+async fn why_an_association_failed_is_said_without_what_it_carried() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let mut peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    peer.write_all(&[4, 0, 0, 0, 0, 14, 0, 0, 0, 10, 1, 3]).await.unwrap();
+    peer.write_all(b"DOE^JANE").await.unwrap();
+    let (socket, _) = listener.accept().await.unwrap();
+    let Err(error) = association::establish(&config(), socket).await else { panic!("associated") };
+    assert_eq!(association::reason(&error), "unexpected_pdu");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_peer_is_let_go_before_and_after_the_handshake() {
+    let limits = config::Receive { idle_timeout_ms: 500, handshake_timeout_ms: 500, ..config() };
+    let mut scp = scp(limits).await;
+    let mut silent = TcpStream::connect(("127.0.0.1", scp.port)).await.unwrap();
+    assert!(rest(&mut silent).await.is_empty());
+    let mut client = scp.scanner().await;
+    assert!(!matches!(client.receive().await, Ok(Pdu::PData { .. })));
+    while !matches!(scp.events.recv().await, Some(Event::Released { orderly: false, .. })) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drip_fed_association_ends_at_the_total_limit() {
+    let mut scp = scp(config::Receive { total_timeout_ms: 50, ..config() }).await;
+    let mut client = scp.scanner().await;
+    let (id, p) = (context(&client, CT), phantom(1));
+    let request = store_request(CT, &p.sop_instance_uid, 1);
+    client.send(&pdv(id, PDataValueType::Command, true, &request)).await.unwrap();
+    while client.send(&pdv(id, PDataValueType::Data, false, b"drip")).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    while !matches!(scp.events.recv().await, Some(Event::Released { orderly: false, .. })) {}
+    assert_eq!((scp.stored(), scp.incoming()), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_do_not_fit_ask_for_a_rescan_and_storing_goes_on() {
+    let scp = scp_with(config(), 1).await;
+    let mut client = scp.scanner().await;
+    for seed in 0..4 {
+        assert_eq!(store(&mut client, &phantom(seed)).await, Status::SUCCESS);
+    }
+    assert!(scp.rescan_wanted.load(Ordering::Acquire));
+    assert_eq!(scp.stored(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_lets_the_current_instance_finish() {
+    let scp = scp(config()).await;
+    let mut client = scp.scanner().await;
+    let (id, p) = (context(&client, CT), phantom(1));
+    let request = store_request(CT, &p.sop_instance_uid, 1);
+    let (head, tail) = p.dataset_bytes.split_at(900);
+    client.send(&pdv(id, PDataValueType::Command, true, &request)).await.unwrap();
+    client.send(&pdv(id, PDataValueType::Data, false, head)).await.unwrap();
+    // The request has certainly been taken in once its file is there.
+    while scp.incoming() == 0 {
+        tokio::task::yield_now().await;
+    }
+    scp.shutdown.send(true).unwrap();
+    client.send(&pdv(id, PDataValueType::Data, true, tail)).await.unwrap();
+    assert_eq!(response(&mut client).await, (1, Status::SUCCESS));
+    scp.served.await.unwrap();
+    assert_eq!(scp.spool.rescan().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dcmtk_is_served() {
+    if Program::new("storescu").arg("--version").output().is_err() {
+        eprintln!("left out: DCMTK is not installed");
+        return;
+    }
+    let scp = scp(config()).await;
+    let mut client = scp.scanner().await;
+    let p = phantom(1);
+    assert_eq!(store(&mut client, &p).await, Status::SUCCESS);
+    let file = scp.spool.rescan().unwrap().remove(0).path;
+    let port = scp.port.to_string();
+    let peer = ["-aet", "CT1", "-aec", "ICHD", "127.0.0.1", &port];
+    let echo = Program::new("echoscu").args(peer).output();
+    assert!(echo.unwrap().status.success());
+    // The file as we keep it is one that others read and send.
+    let sent = Program::new("storescu").arg("-v").args(peer).arg(&file).output().unwrap();
+    let words = String::from_utf8_lossy(&[sent.stdout, sent.stderr].concat()).into_owned();
+    assert!(words.contains("Success"), "{words}");
+    assert_eq!(scp.stored(), 1);
+}
