@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use serde_json::Value;
+
 use crate::peers::{Appliance, Listener, Mosquitto, Phantom, alone, key, model, storescu, wait_until};
 
 #[test]
@@ -91,11 +93,21 @@ fn a_late_slice_revises_the_same_alert() {
     let appliance = Appliance::alerts_to(&broker);
     let files = &Phantom::bleed().files;
     assert!(storescu(appliance.port, &files[..29], &[]).0);
-    let first = listener.next("ichd.study/1");
-    assert_eq!(first["revision"], 0);
+    let mut seen = listener.until("ichd.study/1");
+    assert_eq!(seen.last().unwrap()["revision"], 0);
+    let n_before = seen.len();
     assert!(storescu(appliance.port, &files[29..], &[]).0);
-    let second = listener.next("ichd.study/1");
-    assert_eq!((&second["revision"], &second["instances"]), (&1.into(), &30.into()));
+    seen.extend(listener.until("ichd.study/1"));
+    let last = seen.last().unwrap();
+    assert_eq!((&last["revision"], &last["instances"]), (&1.into(), &30.into()));
+    let alerts = |documents: &[Value]| -> Vec<(String, u64)> {
+        let alerts = documents.iter().filter(|d| d["schema"] == "ichd.alert/1");
+        alerts.map(|d| (d["alert_id"].as_str().unwrap().to_owned(), d["rev"].as_u64().unwrap())).collect()
+    };
+    let all = alerts(&seen);
+    assert!(all.iter().all(|(id, _)| *id == all[0].0), "one identity: {all:?}");
+    assert!(all.windows(2).all(|w| w[0].1 < w[1].1), "revisions rise: {all:?}");
+    assert!(!alerts(&seen[n_before..]).is_empty(), "the late slice revised it");
     assert_eq!(appliance.dispositions(1).len(), 1);
 }
 

@@ -136,6 +136,15 @@ impl Listener {
         }
     }
 
+    /// Every document up to and including the next one of a schema.
+    pub fn until(&self, schema: &str) -> Vec<Value> {
+        let mut seen = Vec::new();
+        while seen.last().is_none_or(|body: &Value| body["schema"] != schema) {
+            seen.push(self.lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no {schema} in time")).1);
+        }
+        seen
+    }
+
     /// Everything that has arrived so far.
     pub fn drain(&self) -> Vec<(String, Value)> {
         self.lines.try_iter().collect()

@@ -235,12 +235,15 @@ impl Run {
         let (client, mut events) = AsyncClient::new(self.options(), REQUESTS_MAX);
         let mut heartbeat = tokio::time::interval(self.publisher.heartbeat);
         let mut flight = InFlight::default();
-        let mut connected = false;
+        match self.handshake(&mut events).await {
+            Ok(true) => self.on_connected(&client, &mut flight),
+            Ok(false) => return End::Shutdown,
+            Err(error) => return self.on_error(error, &mut flight),
+        }
         let mut pause_until = clock::now();
         loop {
             self.pulse.beat();
-            if connected
-                && flight.row.is_none()
+            if flight.row.is_none()
                 && clock::now() >= pause_until
                 && let Err(reason) = self.send_next(&client, &mut flight)
             {
@@ -252,10 +255,6 @@ impl Run {
             }
             tokio::select! {
                 event = events.poll() => match event {
-                    Ok(Event::Incoming(Packet::ConnAck(_))) => {
-                        connected = true;
-                        self.on_connected(&client, &mut flight);
-                    }
                     Ok(event) => {
                         if let Err(pause) = self.on_event(&event, &mut flight) {
                             pause_until = clock::now() + pause;
@@ -263,15 +262,29 @@ impl Run {
                     }
                     Err(error) => return self.on_error(error, &mut flight),
                 },
-                () = self.wake.notified(), if connected => {}
-                changed = self.status.changed(), if connected => {
+                () = self.wake.notified() => {}
+                changed = self.status.changed() => {
                     if changed.is_ok() { self.send_status(&client, &mut flight, None); }
                 }
-                _ = heartbeat.tick(), if connected => self.send_heartbeat(&client),
+                _ = heartbeat.tick() => self.send_heartbeat(&client),
                 _ = self.shutdown.changed() => {
-                    if connected { self.say_goodbye(&client, &mut events).await; }
+                    self.say_goodbye(&client, &mut events).await;
                     return End::Shutdown;
                 }
+                () = tokio::time::sleep(Duration::from_millis(500)) => {}
+            }
+        }
+    }
+
+    /// TCP, TLS and CONNACK all happen inside one `poll`, which must not be dropped while they do: a slow broker would
+    /// be begun again for ever. `false` means shutdown.
+    async fn handshake(&mut self, events: &mut EventLoop) -> Result<bool, ConnectionError> {
+        let mut poll = std::pin::pin!(events.poll());
+        loop {
+            self.pulse.beat();
+            tokio::select! {
+                event = &mut poll => return event.map(|_| true),
+                _ = self.shutdown.changed() => return Ok(false),
                 () = tokio::time::sleep(Duration::from_millis(500)) => {}
             }
         }
@@ -396,5 +409,39 @@ impl Run {
         let _ = client.try_disconnect();
         let _ = tokio::time::timeout(Duration::from_secs(2), async { while events.poll().await.is_ok() {} })
             .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Profile, Site};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_broker_that_takes_its_time_is_reached_all_the_same() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        // A scripted broker: its CONNACK comes after several of the publisher's own ticks.
+        let broker = tokio::spawn(async move {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1024];
+            assert!(socket.read(&mut request).await.unwrap() > 0);
+            tokio::time::sleep(Duration::from_millis(1_300)).await;
+            socket.write_all(&[0x20, 3, 0, 0, 0]).await.unwrap();
+            while socket.read(&mut request).await.unwrap_or(0) > 0 {}
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let site = Site { name: "north".into(), device: "ct-1".into(), profile: Profile::Assist };
+        let ledger = Arc::new(Ledger::open(dir.path(), &site).unwrap());
+        let config = config::Alert { broker_port: port, ..Default::default() };
+        let model = ModelId { id: "m".into(), version: "1".into(), sha256: "00".into() };
+        let publisher = Publisher::new(&config, &config::Health::default(), ledger, model).unwrap();
+        let pulse = crate::health::Pulses::new(clock::now()).register("alert");
+        let (_stop, stopped) = watch::channel(false);
+        let mut links = publisher.spawn(Arc::default(), pulse, stopped);
+        let connected = links.link.wait_for(|link| link.connected);
+        tokio::time::timeout(Duration::from_secs(30), connected).await.unwrap().unwrap();
+        broker.abort();
     }
 }
