@@ -279,6 +279,13 @@ impl Appliance {
         rows
     }
 
+    /// Whether the spool has a file's instance.
+    pub fn holds(&self, file: &Path) -> bool {
+        let header = ichd::dicom::SliceHeader::read(file).unwrap();
+        let place = format!("spool/studies/{}/{}/{}.dcm", header.study, header.series, header.sop);
+        self.dir.path().join(place).is_file()
+    }
+
     pub fn stored(&self) -> usize {
         fn count(path: &Path) -> usize {
             let Ok(entries) = std::fs::read_dir(path) else { return 0 };

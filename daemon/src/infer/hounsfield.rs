@@ -73,17 +73,10 @@ pub fn decode(path: &Path, header: &SliceHeader) -> Result<HuImage, DecodeError>
     if d.text(PHOTOMETRIC).is_some_and(|p| p != "MONOCHROME2") {
         return Err(DecodeError::NotASlice("photometric interpretation is not MONOCHROME2"));
     }
-    let bytes =
+    let decoded =
         catch_unwind(AssertUnwindSafe(|| stored_bytes(path))).map_err(|_| DecodeError::Panicked)??;
     let (rows, columns) = (usize::from(header.rows), usize::from(header.columns));
-    let n = rows * columns;
-    let stored = match bytes.len() {
-        len if n > 0 && len == 2 * n => {
-            bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect()
-        }
-        len if n > 0 && len == n => bytes.iter().map(|b| u16::from(*b)).collect::<Vec<u16>>(),
-        _ => return Err(DecodeError::NotASlice("pixel data has another size than rows by columns")),
-    };
+    let stored = stored_values(&decoded, rows * columns)?;
     let scale = Scale::new(&d)?;
     let hu = stored.into_iter().map(|raw| scale.hu(raw)).collect();
     let geometry = header.geometry.ok_or(DecodeError::NotASlice("no plane geometry"))?;
@@ -91,10 +84,31 @@ pub fn decode(path: &Path, header: &SliceHeader) -> Result<HuImage, DecodeError>
     Ok(upright(HuImage { rows, columns, row_mm, column_mm, hu }, &geometry))
 }
 
-fn stored_bytes(path: &Path) -> Result<Vec<u8>, DecodeError> {
+/// Decoded pixel data and the bits of one value in it.
+struct Decoded {
+    bytes: Vec<u8>,
+    bits_allocated: u16,
+}
+
+fn stored_bytes(path: &Path) -> Result<Decoded, DecodeError> {
     let object = dicom_object::open_file(path).map_err(|e| DecodeError::Pixels(e.to_string()))?;
     let pixels = object.decode_pixel_data().map_err(|e| DecodeError::Pixels(crate::chain(&e)))?;
-    Ok(pixels.data().to_vec())
+    Ok(Decoded { bits_allocated: pixels.bits_allocated(), bytes: pixels.data().to_vec() })
+}
+
+/// The width comes from Bits Allocated, never from the length: half a 16-bit slice is no 8-bit slice.
+fn stored_values(decoded: &Decoded, n: usize) -> Result<Vec<u16>, DecodeError> {
+    let bytes = &decoded.bytes;
+    match decoded.bits_allocated {
+        16 if n > 0 && bytes.len() == 2 * n => {
+            Ok(bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect())
+        }
+        // A native value of odd length is padded to even (PS3.5 8.1.1).
+        8 if n > 0 && (bytes.len() == n || bytes.len() == n + n % 2) => {
+            Ok(bytes[..n].iter().map(|b| u16::from(*b)).collect())
+        }
+        _ => Err(DecodeError::NotASlice("pixel data has another size than rows by columns")),
+    }
 }
 
 /// Stored value -> HU.
@@ -193,6 +207,16 @@ mod tests {
         assert_eq!(scale(true, 13).hu(0x1fff), -25.0);
         assert_eq!(scale(false, 12).hu(0xf001), -23.0);
         assert_eq!(scale(true, 16).hu(63536), AIR_HU);
+    }
+
+    #[test]
+    fn half_a_slice_is_refused_and_never_read_as_eight_bit() {
+        let decoded = |bits_allocated, n| Decoded { bytes: vec![0; n], bits_allocated };
+        assert!(stored_values(&decoded(16, 32), 16).is_ok());
+        assert!(stored_values(&decoded(8, 16), 16).is_ok() && stored_values(&decoded(8, 10), 9).is_ok());
+        for (bits, n) in [(16, 16), (16, 34), (8, 32), (8, 15), (32, 64)] {
+            assert!(stored_values(&decoded(bits, n), 16).is_err(), "{bits} bits, {n} bytes");
+        }
     }
 
     #[test]
