@@ -260,8 +260,10 @@ pub struct Status {
 }
 
 /// `ichd.heartbeat/1`: liveness of the pipeline, not of the socket.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Heartbeat {
+    /// `ichd.heartbeat/1`.
+    pub schema: String,
     /// Since this start.
     pub uptime_s: u64,
     /// Since the last verdict.
@@ -280,4 +282,21 @@ pub struct Heartbeat {
     pub infer_ok: bool,
     /// There is room for more.
     pub disk_ok: bool,
+}
+
+impl Default for Heartbeat {
+    fn default() -> Self {
+        Heartbeat {
+            schema: "ichd.heartbeat/1".into(),
+            uptime_s: 0,
+            last_study_age_s: None,
+            last_proof_age_s: None,
+            outbox_depth: 0,
+            open_alerts: 0,
+            oldest_unacknowledged_s: None,
+            dicom_ok: false,
+            infer_ok: false,
+            disk_ok: false,
+        }
+    }
 }

@@ -43,7 +43,7 @@ pub enum Change {
     Join,
 }
 
-/// Decides; `content` is the hash of what the document would say after [`Change::Revise`].
+/// Decides; `content` is the hash of what the document would say after the change.
 pub fn change(existing: Option<&Existing>, verdict: &Verdict, content: &str) -> Option<Change> {
     let suspected = matches!(verdict.disposition, Disposition::Suspected(_));
     let Some(alert) = existing else { return suspected.then_some(Change::Raise) };
@@ -66,7 +66,9 @@ pub fn change(existing: Option<&Existing>, verdict: &Verdict, content: &str) -> 
         return None;
     }
     match verdict.disposition {
-        Disposition::NotAnalysed(_) => (alert.stage == Stage::Provisional).then_some(Change::FinalUnread),
+        Disposition::NotAnalysed(_) => {
+            (alert.stage == Stage::Provisional && alert.content != content).then_some(Change::FinalUnread)
+        }
         _ => Some(Change::Withdraw),
     }
 }

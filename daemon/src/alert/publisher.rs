@@ -8,8 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{LastWill, LastWillProperties, Packet, PubAckReason, PublishProperties};
-use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, StateError};
+use rumqttc::v5::mqttbytes::v5::{
+    LastWill, LastWillProperties, Packet, PubAckReason, Publish, PublishProperties,
+};
+use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions};
 use rumqttc::{Outgoing, TlsConfiguration, Transport};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -32,7 +34,9 @@ const DENIED_PAUSE: Duration = Duration::from_secs(5);
 const WILL_DELAY_S: u32 = 10;
 /// Dispositions are news for an hour.
 const STUDY_EXPIRY_S: u32 = 3_600;
-const REQUESTS_MAX: usize = 16;
+const REQUESTS_MAX: usize = 64;
+/// Reasons that only an alert somebody takes can clear: a disposition that passes says nothing about alerts.
+const ABOUT_ALERTS: [&str; 2] = ["nobody_listening", "alert_too_large"];
 
 /// Why the publisher cannot start; exit code 78.
 #[derive(Debug, thiserror::Error)]
@@ -137,6 +141,14 @@ fn client_tls(tls: &config::AlertTls) -> Result<rustls::ClientConfig, PublisherE
         .map_err(|e| bad("certificate", e.to_string()))
 }
 
+fn json() -> PublishProperties {
+    PublishProperties {
+        payload_format_indicator: Some(1),
+        content_type: Some("application/json".into()),
+        ..PublishProperties::default()
+    }
+}
+
 /// Why a connection ended.
 enum End {
     Shutdown,
@@ -163,6 +175,18 @@ struct InFlight {
     since: Option<std::time::Instant>,
     /// Publishes of ours that are on the way without a row (status): their PUBACKs are not for the outbox.
     others: usize,
+    /// Largest packet this broker takes; `None` without a limit.
+    bytes_max: Option<u32>,
+    /// An alert was set aside on this connection.
+    too_large: bool,
+}
+
+impl InFlight {
+    /// Nothing of the outbox is on the way; what is known of the connection stays.
+    fn landed(&mut self) -> Option<OutboxRow> {
+        (self.pkid, self.since) = (None, None);
+        self.row.take()
+    }
 }
 
 impl Run {
@@ -210,6 +234,8 @@ impl Run {
         let mut options = MqttOptions::new(id, config.broker_host.clone(), config.broker_port);
         options.set_transport(self.publisher.transport.clone());
         options.set_keep_alive(KEEP_ALIVE).set_clean_start(true).set_connection_timeout(5);
+        // A will waits for its delay only while the session lives.
+        options.set_session_expiry_interval(Some(WILL_DELAY_S));
         options.set_max_packet_size(Some(config.inbound_bytes_max));
         let lost = serde_json::to_string(&self.status_now(Some(State::Lost))).unwrap_or_default();
         let properties = LastWillProperties {
@@ -236,10 +262,14 @@ impl Run {
         let mut heartbeat = tokio::time::interval(self.publisher.heartbeat);
         let mut flight = InFlight::default();
         match self.handshake(&mut events).await {
-            Ok(true) => self.on_connected(&client, &mut flight),
-            Ok(false) => return End::Shutdown,
-            Err(error) => return self.on_error(error, &mut flight),
+            Ok(Some(Event::Incoming(Packet::ConnAck(ack)))) => {
+                flight.bytes_max = ack.properties.and_then(|p| p.max_packet_size);
+            }
+            Ok(Some(_)) => return End::Error("the broker did not begin with a CONNACK".into()),
+            Ok(None) => return End::Shutdown,
+            Err(error) => return End::Error(error.to_string()),
         }
+        self.on_connected(&client, &mut flight);
         let mut pause_until = clock::now();
         loop {
             self.pulse.beat();
@@ -260,7 +290,7 @@ impl Run {
                             pause_until = clock::now() + pause;
                         }
                     }
-                    Err(error) => return self.on_error(error, &mut flight),
+                    Err(error) => return End::Error(error.to_string()),
                 },
                 () = self.wake.notified() => {}
                 changed = self.status.changed() => {
@@ -277,14 +307,14 @@ impl Run {
     }
 
     /// TCP, TLS and CONNACK all happen inside one `poll`, which must not be dropped while they do: a slow broker would
-    /// be begun again for ever. `false` means shutdown.
-    async fn handshake(&mut self, events: &mut EventLoop) -> Result<bool, ConnectionError> {
+    /// be begun again for ever. `None` means shutdown.
+    async fn handshake(&mut self, events: &mut EventLoop) -> Result<Option<Event>, ConnectionError> {
         let mut poll = std::pin::pin!(events.poll());
         loop {
             self.pulse.beat();
             tokio::select! {
-                event = &mut poll => return event.map(|_| true),
-                _ = self.shutdown.changed() => return Ok(false),
+                event = &mut poll => return event.map(Some),
+                _ = self.shutdown.changed() => return Ok(None),
                 () = tokio::time::sleep(Duration::from_millis(500)) => {}
             }
         }
@@ -301,7 +331,7 @@ impl Run {
         }
     }
 
-    fn send_next(&mut self, client: &AsyncClient, flight: &mut InFlight) -> Result<(), String> {
+    fn send_next(&self, client: &AsyncClient, flight: &mut InFlight) -> Result<(), String> {
         let ledger = &self.publisher.ledger;
         let stamped = tokio::task::block_in_place(|| match ledger.outbox_next()? {
             Some(row) => ledger.stamp(&row).map(|payload| Some((row, payload))),
@@ -310,22 +340,51 @@ impl Run {
         let Some((row, payload)) = stamped.map_err(|e| crate::chain(&e))? else { return Ok(()) };
         let site = ledger.site();
         let properties = PublishProperties {
-            payload_format_indicator: Some(1),
             message_expiry_interval: Some(if row.retain {
                 self.publisher.config.expiry_s
             } else {
                 STUDY_EXPIRY_S
             }),
-            content_type: Some("application/json".into()),
             correlation_data: row.alert_id.as_ref().map(|id| id.clone().into_bytes().into()),
             response_topic: row.alert_id.as_ref().map(|_| topic::receipt(site)),
-            ..PublishProperties::default()
+            ..json()
         };
+        let packet = Publish {
+            pkid: 1,
+            ..Publish::new(&row.topic, QoS::AtLeastOnce, payload.clone(), Some(properties.clone()))
+        };
+        if flight.bytes_max.is_some_and(|max| packet.size() > max as usize) {
+            self.set_aside(&row, packet.size(), flight);
+            return Ok(());
+        }
         client
             .try_publish_with_properties(row.topic.clone(), QoS::AtLeastOnce, row.retain, payload, properties)
             .map_err(|_| "request channel is full".to_owned())?;
-        *flight = InFlight { row: Some(row), pkid: None, since: Some(clock::now()), others: flight.others };
+        (flight.row, flight.pkid, flight.since) = (Some(row), None, Some(clock::now()));
         Ok(())
+    }
+
+    /// A document that this broker will never take must not hold up those behind it; every new connection tries again
+    /// while its alert is open.
+    fn set_aside(&self, row: &OutboxRow, bytes: usize, flight: &mut InFlight) {
+        log::error!(event = "document_too_large", bytes = bytes, limit = flight.bytes_max.unwrap_or(0); "the broker takes no packet of this size; the document is set aside");
+        if row.alert_id.is_some() {
+            flight.too_large = true;
+            self.link.send_if_modified(|link| {
+                let news = !link.reasons.iter().any(|r| r == "alert_too_large");
+                if news {
+                    link.reasons.push("alert_too_large".into());
+                }
+                news
+            });
+        }
+        self.clear(row);
+    }
+
+    fn clear(&self, row: &OutboxRow) {
+        if let Err(error) = tokio::task::block_in_place(|| self.publisher.ledger.outbox_done(row.seq)) {
+            log::error!(event = "ledger_failed"; "outbox could not be cleared: {}", crate::chain(&error));
+        }
     }
 
     /// `Err` carries how long to wait before the next try of a refused document.
@@ -340,16 +399,15 @@ impl Run {
                 }
             }
             Event::Incoming(Packet::PubAck(ack)) if flight.pkid == Some(ack.pkid) => {
-                let Some(row) = flight.row.take() else { return Ok(()) };
-                *flight = InFlight { others: flight.others, ..InFlight::default() };
-                return self.on_puback(&row, ack.reason);
+                let Some(row) = flight.landed() else { return Ok(()) };
+                return self.on_puback(&row, ack.reason, flight.too_large);
             }
             _ => {}
         }
         Ok(())
     }
 
-    fn on_puback(&mut self, row: &OutboxRow, reason: PubAckReason) -> Result<(), Duration> {
+    fn on_puback(&self, row: &OutboxRow, reason: PubAckReason, too_large: bool) -> Result<(), Duration> {
         let code = match reason {
             PubAckReason::Success => None,
             PubAckReason::NoMatchingSubscribers => Some("nobody_listening"),
@@ -357,10 +415,17 @@ impl Run {
             PubAckReason::QuotaExceeded => Some("broker_quota"),
             _ => Some("publish_refused"),
         };
-        // A disposition that nobody listens to is no concern; an alert is.
-        let concerns = code.filter(|c| row.alert_id.is_some() || *c != "nobody_listening");
-        let reasons: Vec<String> = concerns.into_iter().map(Into::into).collect();
-        self.link.send_if_modified(|link| std::mem::replace(&mut link.reasons, reasons.clone()) != reasons);
+        self.link.send_if_modified(|link| {
+            let is_alert = row.alert_id.is_some();
+            let mut reasons = link.reasons.clone();
+            reasons.retain(|r| match r.as_str() {
+                "alert_too_large" => too_large,
+                r => !is_alert && ABOUT_ALERTS.contains(&r),
+            });
+            // A disposition that nobody listens to is no concern; an alert is.
+            reasons.extend(code.filter(|c| is_alert || *c != "nobody_listening").map(Into::into));
+            std::mem::replace(&mut link.reasons, reasons.clone()) != reasons
+        });
         if !matches!(reason, PubAckReason::Success | PubAckReason::NoMatchingSubscribers) {
             log::error!(event = "publish_refused", reason = code.unwrap_or(""); "the broker refused a document; it stays in the outbox");
             return Err(DENIED_PAUSE);
@@ -368,27 +433,16 @@ impl Run {
         if let Some(alert_id) = &row.alert_id {
             log::info!(event = "alert_published", alert_id = alert_id.as_str(); "alert is with the broker");
         }
-        if let Err(error) = tokio::task::block_in_place(|| self.publisher.ledger.outbox_done(row.seq)) {
-            log::error!(event = "ledger_failed"; "outbox could not be cleared: {}", crate::chain(&error));
-        }
+        self.clear(row);
         Ok(())
-    }
-
-    fn on_error(&mut self, error: ConnectionError, flight: &mut InFlight) -> End {
-        if let ConnectionError::MqttState(StateError::OutgoingPacketTooLarge { pkt_size, max }) = &error {
-            // It will never pass; holding it would hold everything behind it.
-            if let Some(row) = flight.row.take() {
-                log::error!(event = "document_too_large", bytes = *pkt_size, limit = *max; "the broker takes no packet of this size; the document is set aside");
-                let _ = tokio::task::block_in_place(|| self.publisher.ledger.outbox_done(row.seq));
-            }
-        }
-        End::Error(error.to_string())
     }
 
     fn send_status(&self, client: &AsyncClient, flight: &mut InFlight, state: Option<State>) {
         let site = self.publisher.ledger.site();
         let payload = serde_json::to_string(&self.status_now(state)).unwrap_or_default();
-        if client.try_publish(topic::status(site), QoS::AtLeastOnce, true, payload).is_ok()
+        if client
+            .try_publish_with_properties(topic::status(site), QoS::AtLeastOnce, true, payload, json())
+            .is_ok()
             && (flight.row.is_none() || flight.pkid.is_some())
         {
             flight.others += 1;
@@ -397,8 +451,7 @@ impl Run {
 
     fn send_heartbeat(&self, client: &AsyncClient) {
         let payload = serde_json::to_string(&*self.beats.borrow()).unwrap_or_default();
-        let properties =
-            PublishProperties { message_expiry_interval: Some(60), ..PublishProperties::default() };
+        let properties = PublishProperties { message_expiry_interval: Some(60), ..json() };
         let topic = topic::heartbeat(self.publisher.ledger.site());
         let _ = client.try_publish_with_properties(topic, QoS::AtMostOnce, false, payload, properties);
     }
@@ -445,3 +498,7 @@ mod tests {
         broker.abort();
     }
 }
+
+#[cfg(test)]
+#[path = "publisher_tests.rs"]
+mod broker_tests;

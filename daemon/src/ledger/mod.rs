@@ -382,12 +382,18 @@ impl Ledger {
     ) -> Result<Option<(String, u64)>, LedgerError> {
         let stored = stored_alert(tx, verdict.study.as_str())?;
         let existing = stored.as_ref().map(|s| &s.existing);
-        let content = content(verdict);
+        let mut content = content(verdict);
         let Some(mut change) = lifecycle::change(existing, verdict, &content) else { return Ok(None) };
         let raised_by = lifecycle::raised_by(existing, verdict, change);
         if change == Change::Withdraw && !raised_by.is_empty() {
             // Another series still stands behind it.
             change = Change::Join;
+        }
+        if change == Change::Join
+            && let Some(existing) = existing
+        {
+            // The document stays as it is, and so does what counts as news to it.
+            content.clone_from(&existing.content);
         }
         let mut document = match (stored.as_ref(), &verdict.disposition) {
             (Some(stored), _) => stored.document.clone(),
@@ -558,11 +564,11 @@ fn stored_alert(tx: &Transaction, study: &str) -> Result<Option<StoredAlert>, Le
     Ok(Some(StoredAlert { existing, document }))
 }
 
-/// Hash of what a document would say: stage, finding, flags.
+/// Hash of what a document would say: stage, finding or reason, flags.
 fn content(verdict: &Verdict) -> String {
     let finding = match &verdict.disposition {
         Disposition::Suspected(finding) => serde_json::to_string(finding).unwrap_or_default(),
-        _ => String::new(),
+        other => other.why().map_or_else(String::new, |why| why.code().to_owned()),
     };
     let text = format!(
         "{:?} {finding} {:?} {:?} {}",
@@ -749,6 +755,41 @@ mod tests {
     fn ulids_sort_by_time() {
         let (a, b) = (ulid(1_000).unwrap(), ulid(2_000).unwrap());
         assert!(a.len() == 26 && a < b);
+    }
+
+    #[test]
+    fn a_series_that_joins_does_not_change_what_counts_as_news() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path(), &site()).unwrap();
+        let record = |n, p| ledger.record(&verdict(n, Stage::Final, p), &Record::default()).unwrap().alert;
+        assert_eq!(record(1, Some(0.9)).unwrap().1, 1);
+        assert_eq!(record(2, Some(0.8)), None, "stands behind it");
+        assert_eq!(record(1, Some(0.9)), None, "says the same again");
+    }
+
+    #[test]
+    fn what_an_alert_says_is_what_a_series_that_stands_behind_it_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path(), &site()).unwrap();
+        let record = |n, stage, p| ledger.record(&verdict(n, stage, p), &Record::default()).unwrap().alert;
+        record(1, Stage::Provisional, Some(0.9)).unwrap();
+        record(2, Stage::Final, Some(0.8));
+        record(1, Stage::Final, None);
+        record(2, Stage::Final, Some(0.8));
+        let alert = alert_of(&ledger).unwrap();
+        assert_eq!((alert.state, alert.stage), (AlertState::Raised, Stage::Final));
+        assert_eq!(alert.finding.volume_ml, Some(0.8));
+    }
+
+    #[test]
+    fn a_failed_final_reading_is_said_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path(), &site()).unwrap();
+        ledger.record(&verdict(1, Stage::Provisional, Some(0.9)), &Record::default()).unwrap();
+        let mut failed = verdict(1, Stage::Final, None);
+        failed.disposition = Disposition::NotAnalysed(crate::decide::Why::Crashed);
+        assert!(ledger.record(&failed, &Record::default()).unwrap().alert.is_some());
+        assert_eq!(ledger.record(&failed, &Record::default()).unwrap().alert, None);
     }
 
     proptest! {

@@ -1,0 +1,290 @@
+//! Against a real broker; skipped where there is no mosquitto.
+
+use super::*;
+use crate::alert::lifecycle::tests::verdict;
+use crate::config::{Profile, Site};
+use crate::decide::Stage;
+use crate::health::Pulses;
+use crate::ledger::Record;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+const MOSQUITTO: &str = "/usr/sbin/mosquitto";
+
+fn absent() -> bool {
+    let absent = !Path::new(MOSQUITTO).exists();
+    if absent {
+        eprintln!("skipped: no {MOSQUITTO}");
+    }
+    absent
+}
+
+struct Broker {
+    dir: tempfile::TempDir,
+    port: u16,
+    child: Child,
+}
+
+impl Broker {
+    fn start(more: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let more = more.replace("$DIR", dir.path().to_str().unwrap());
+        let text = format!("listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n{more}\n");
+        std::fs::write(dir.path().join("m.conf"), text).unwrap();
+        // Read only by the broker whose configuration names it.
+        let acl = "topic read #\ntopic write ichd/1/north/dev/ct-1/status\n";
+        std::fs::write(dir.path().join("acl"), acl).unwrap();
+        let child = Self::run(dir.path(), port);
+        Broker { dir, port, child }
+    }
+
+    fn run(dir: &Path, port: u16) -> Child {
+        let mut child =
+            Command::new(MOSQUITTO).arg("-c").arg(dir.join("m.conf")).stderr(Stdio::null()).spawn().unwrap();
+        for _ in 0..100 {
+            if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                return child;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+        panic!("mosquitto does not listen");
+    }
+
+    fn down(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    fn up(&mut self) {
+        self.child = Self::run(self.dir.path(), self.port);
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.down();
+    }
+}
+
+/// Lines of `topic payload`, with the time of arrival.
+struct Listener {
+    child: Child,
+    lines: std::sync::mpsc::Receiver<(std::time::Instant, String)>,
+}
+
+impl Listener {
+    fn on(port: u16, topic: &str) -> Self {
+        let mut child = Command::new("mosquitto_sub")
+            .args(["-V", "5", "-p", &port.to_string(), "-t", topic, "-v"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (tx, lines) = std::sync::mpsc::channel();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        std::thread::spawn(move || {
+            for line in out.lines().map_while(Result::ok) {
+                let _ = tx.send((clock::now(), line));
+            }
+        });
+        std::thread::sleep(Duration::from_millis(300));
+        Listener { child, lines }
+    }
+
+    fn next(&self, word: &str, within: Duration) -> Option<(std::time::Instant, String)> {
+        let end = clock::now() + within;
+        loop {
+            let left = end.checked_duration_since(clock::now())?;
+            match self.lines.recv_timeout(left) {
+                Ok(line) if line.1.contains(word) => return Some(line),
+                Ok(_) => {}
+                Err(_) => return None,
+            }
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+struct House {
+    ledger: Arc<Ledger>,
+    links: Links,
+    wake: Arc<Notify>,
+    _shutdown: watch::Sender<bool>,
+    _dir: tempfile::TempDir,
+}
+
+impl House {
+    fn new(config: config::Alert) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let site = Site { name: "north".into(), device: "ct-1".into(), profile: Profile::Assist };
+        let ledger = Arc::new(Ledger::open(dir.path(), &site).unwrap());
+        let model = ModelId { id: "m".into(), version: "1".into(), sha256: "00".into() };
+        let publisher = Publisher::new(&config, &config::Health::default(), ledger.clone(), model).unwrap();
+        let wake = Arc::new(Notify::new());
+        let (shutdown, rx) = watch::channel(false);
+        let pulse = Pulses::new(clock::now()).register("alert");
+        let links = publisher.spawn(wake.clone(), pulse, rx);
+        House { ledger, links, wake, _shutdown: shutdown, _dir: dir }
+    }
+
+    fn on(port: u16) -> Self {
+        House::new(config::Alert { broker_port: port, ..config::Alert::default() })
+    }
+
+    fn record(&self, n: u8, p: Option<f32>) -> Option<(String, u64)> {
+        let record = Record { decided_wall_ms: clock::wall_ms(), ..Record::default() };
+        let recorded = self.ledger.record(&verdict(n, Stage::Final, p), &record).unwrap();
+        self.wake.notify_one();
+        recorded.alert
+    }
+
+    fn link(&self) -> Link {
+        self.links.link.borrow().clone()
+    }
+
+    async fn until(&self, seconds: u64, mut test: impl FnMut(&House) -> bool) -> bool {
+        for _ in 0..seconds * 20 {
+            if test(self) {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        false
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_alert_of_an_outage_arrives_once_under_its_identity() {
+    if absent() {
+        return;
+    }
+    let mut broker = Broker::start("");
+    let house = House::on(broker.port);
+    assert!(house.until(10, |h| h.link().connected).await);
+    broker.down();
+    assert!(house.until(10, |h| !h.link().connected).await);
+    let (id, rev) = house.record(1, Some(0.9)).unwrap();
+    assert_eq!(house.ledger.outbox_depth().unwrap(), 2);
+    broker.up();
+    let listener = Listener::on(broker.port, "ichd/1/north/dev/ct-1/alert/#");
+    let (_, line) = listener.next("ichd.alert/1", Duration::from_secs(15)).unwrap();
+    assert!(line.contains(&id) && line.contains(&format!("\"rev\":{rev}")), "{line}");
+    assert!(house.until(10, |h| h.ledger.outbox_depth().unwrap() == 0).await);
+    assert!(listener.next("ichd.alert/1", Duration::from_secs(2)).is_none(), "told twice on one connection");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn that_nobody_listens_stays_said_until_somebody_does() {
+    if absent() {
+        return;
+    }
+    let broker = Broker::start("");
+    let house = House::on(broker.port);
+    assert!(house.until(10, |h| h.link().connected).await);
+    house.record(1, Some(0.9));
+    assert!(house.until(10, |h| h.ledger.outbox_depth().unwrap() == 0).await);
+    assert_eq!(house.link().reasons, ["nobody_listening"]);
+    let _listener = Listener::on(broker.port, "ichd/1/#");
+    house.record(1, Some(0.95));
+    assert!(house.until(10, |h| h.ledger.outbox_depth().unwrap() == 0).await);
+    assert!(house.link().reasons.is_empty(), "{:?}", house.link());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_too_large_for_the_broker_is_set_aside_loudly_and_holds_up_nothing() {
+    if absent() {
+        return;
+    }
+    let broker = Broker::start("max_packet_size 900");
+    let house = House::on(broker.port);
+    assert!(house.until(10, |h| h.link().connected).await);
+    let listener = Listener::on(broker.port, "ichd/1/north/dev/ct-1/#");
+    house.record(1, Some(0.9));
+    assert!(
+        listener.next("ichd.study/1", Duration::from_secs(15)).is_some(),
+        "the study document was held up"
+    );
+    assert!(house.until(5, |h| h.link().reasons == ["alert_too_large"]).await, "{:?}", house.link());
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(house.link(), Link { connected: true, reasons: vec!["alert_too_large".into()] });
+    assert_eq!(house.ledger.outbox_depth().unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_denied_alert_stays_and_says_so() {
+    if absent() {
+        return;
+    }
+    let broker = Broker::start("acl_file $DIR/acl");
+    let house = House::on(broker.port);
+    assert!(house.until(10, |h| h.link().connected).await);
+    house.record(1, Some(0.9));
+    assert!(house.until(5, |h| h.link().reasons == ["publish_denied"]).await, "{:?}", house.link());
+    assert_eq!(house.ledger.outbox_depth().unwrap(), 2);
+}
+
+/// Seconds between the death of a connection and the word "lost".
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_is_said_only_after_the_will_delay() {
+    if absent() {
+        return;
+    }
+    let broker = Broker::start("");
+    let house = House::on(broker.port);
+    assert!(house.until(10, |h| h.link().connected).await);
+    let listener = Listener::on(broker.port, "ichd/1/north/dev/ct-1/status");
+    house.links.task.abort();
+    let died = clock::now();
+    let (at, _) = listener.next("\"lost\"", Duration::from_secs(20)).expect("lost is said");
+    let delay = at - died;
+    eprintln!("lost was said after {delay:?}");
+    assert!(delay > Duration::from_secs(8), "lost was said after {delay:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mutual_tls_reaches_the_broker_and_a_wrong_ca_does_not() {
+    if absent() || !Path::new("/usr/bin/openssl").exists() {
+        return;
+    }
+    let pki = tempfile::tempdir().unwrap();
+    let script = "set -e
+        openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=test-ca
+        openssl req -x509 -newkey rsa:2048 -nodes -keyout other.key -out other.pem -days 2 -subj /CN=other-ca
+        printf 'subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n' > ext
+        for n in broker ct-1; do
+            openssl req -newkey rsa:2048 -nodes -keyout $n.key -out $n.csr -subj /CN=$n
+            openssl x509 -req -in $n.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out $n.pem
+        done
+        chmod 644 *.key";
+    let made = Command::new("sh").arg("-c").arg(script).current_dir(pki.path()).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let file = |name: &str| pki.path().join(name);
+    let tls = format!(
+        "cafile {}\ncertfile {}\nkeyfile {}\nrequire_certificate true\nuse_identity_as_username true",
+        file("ca.pem").display(),
+        file("broker.pem").display(),
+        file("broker.key").display()
+    );
+    let broker = Broker::start(&tls);
+    let config = |ca: &str| config::Alert {
+        broker_host: "localhost".into(),
+        broker_port: broker.port,
+        tls: Some(config::AlertTls { ca: file(ca), certificate: file("ct-1.pem"), key: file("ct-1.key") }),
+        ..config::Alert::default()
+    };
+    let house = House::new(config("ca.pem"));
+    assert!(house.until(10, |h| h.link().connected).await, "{:?}", house.link());
+    house.record(1, Some(0.9));
+    assert!(house.until(10, |h| h.ledger.outbox_depth().unwrap() == 0).await);
+    let stranger = House::new(config("other.pem"));
+    assert!(!stranger.until(3, |h| h.link().connected).await, "a broker of another CA was believed");
+}
