@@ -466,39 +466,5 @@ impl Run {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::{Profile, Site};
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_broker_that_takes_its_time_is_reached_all_the_same() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        // A scripted broker: its CONNACK comes after several of the publisher's own ticks.
-        let broker = tokio::spawn(async move {
-            let (mut socket, _) = listener.accept().await.unwrap();
-            let mut request = [0; 1024];
-            assert!(socket.read(&mut request).await.unwrap() > 0);
-            tokio::time::sleep(Duration::from_millis(1_300)).await;
-            socket.write_all(&[0x20, 3, 0, 0, 0]).await.unwrap();
-            while socket.read(&mut request).await.unwrap_or(0) > 0 {}
-        });
-        let dir = tempfile::tempdir().unwrap();
-        let site = Site { name: "north".into(), device: "ct-1".into(), profile: Profile::Assist };
-        let ledger = Arc::new(Ledger::open(dir.path(), &site).unwrap());
-        let config = config::Alert { broker_port: port, ..Default::default() };
-        let model = ModelId { id: "m".into(), version: "1".into(), sha256: "00".into() };
-        let publisher = Publisher::new(&config, &config::Health::default(), ledger, model).unwrap();
-        let pulse = crate::health::Pulses::new(clock::now()).register("alert");
-        let (_stop, stopped) = watch::channel(false);
-        let mut links = publisher.spawn(Arc::default(), pulse, stopped);
-        let connected = links.link.wait_for(|link| link.connected);
-        tokio::time::timeout(Duration::from_secs(30), connected).await.unwrap().unwrap();
-        broker.abort();
-    }
-}
-
-#[cfg(test)]
 #[path = "publisher_tests.rs"]
-mod broker_tests;
+mod tests;

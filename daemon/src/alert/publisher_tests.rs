@@ -1,4 +1,4 @@
-//! Against a real broker; skipped where there is no mosquitto.
+//! Against a real broker, skipped where there is no mosquitto, and against a scripted one.
 
 use super::*;
 use crate::alert::lifecycle::tests::verdict;
@@ -9,6 +9,7 @@ use crate::ledger::Record;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const MOSQUITTO: &str = "/usr/sbin/mosquitto";
 
@@ -160,6 +161,24 @@ impl House {
         }
         false
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_takes_its_time_is_reached_all_the_same() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut house = House::on(listener.local_addr().unwrap().port());
+    // A scripted broker: its CONNACK comes after several of the publisher's own ticks.
+    let broker = tokio::spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let mut request = [0; 1024];
+        assert!(socket.read(&mut request).await.unwrap() > 0);
+        tokio::time::sleep(Duration::from_millis(1_300)).await;
+        socket.write_all(&[0x20, 3, 0, 0, 0]).await.unwrap();
+        while socket.read(&mut request).await.unwrap_or(0) > 0 {}
+    });
+    let connected = house.links.link.wait_for(|link| link.connected);
+    tokio::time::timeout(Duration::from_secs(30), connected).await.unwrap().unwrap();
+    broker.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -266,9 +266,8 @@ impl Assembler {
             .iter_mut()
             .filter(|(_, s)| s.study == *study && !s.failed && also(s))
             .map(|(uid, s)| s.volume(uid))
-            .filter(|v| suitability::by_headers(v, slices_max).is_ok())
             .collect();
-        candidates.iter().min_by(|a, b| study::compare(a, b)).map(|v| v.series.clone())
+        study::best(candidates.iter().map(Arc::as_ref), slices_max).map(|v| v.series.clone())
     }
 
     fn close_surplus(&mut self) -> Vec<Action> {

@@ -13,7 +13,7 @@ use crate::config;
 use crate::dicom::SeriesUid;
 use crate::health::Pulse;
 use crate::receive::Event;
-use crate::spool::{Instance, Spool};
+use crate::spool::{Instance, Spool, SpoolError};
 
 /// How long the driver sleeps at most, so that its pulse stays fresh.
 const PULSE_INTERVAL: Duration = Duration::from_secs(1);
@@ -41,20 +41,34 @@ pub struct Wiring {
     pub pulse: Pulse,
 }
 
+impl Wiring {
+    /// Input hash and revision of a series that was read before this start.
+    fn read_before(&self, series: &SeriesUid) -> Option<(&str, u32)> {
+        self.already_read.get(series).map(|(sha256, revision)| (sha256.as_str(), *revision))
+    }
+}
+
 /// Runs until `receive` hangs up. Series still open then are found in the spool at the next start.
 pub async fn run(config: config::Assemble, mut wiring: Wiring) {
     let mut assembler = Assembler::new(limits(&config));
-    restore(&mut assembler, &wiring.spool, &wiring.already_read).await;
+    let mut actions = take_in(&mut assembler, &wiring).await;
     loop {
+        for action in actions {
+            if wiring.actions.send(action).await.is_err() {
+                return;
+            }
+        }
         wiring.pulse.beat();
         if wiring.rescan_wanted.swap(false, Ordering::AcqRel) {
-            rescan(&mut assembler, &wiring).await;
+            log::warn!(event = "spool_rescan"; "stored events did not fit, reading the spool again");
+            actions = take_in(&mut assembler, &wiring).await;
+            continue;
         }
         let now = clock::now();
         let wait = assembler
             .next_deadline()
             .map_or(PULSE_INTERVAL, |at| at.saturating_duration_since(now).min(PULSE_INTERVAL));
-        let actions = tokio::select! {
+        actions = tokio::select! {
             event = wiring.events.recv() => match event {
                 Some(event) => on_event(&mut assembler, event, &wiring).await,
                 None => return,
@@ -62,11 +76,6 @@ pub async fn run(config: config::Assemble, mut wiring: Wiring) {
             Some(series) = wiring.failed.recv() => assembler.on_failed(&series).into_iter().collect(),
             () = tokio::time::sleep(wait) => assembler.on_tick(clock::now()),
         };
-        for action in actions {
-            if wiring.actions.send(action).await.is_err() {
-                return;
-            }
-        }
     }
 }
 
@@ -86,8 +95,7 @@ async fn on_event(assembler: &mut Assembler, event: Event, wiring: &Wiring) -> V
         Event::Stored { association, instance } => {
             if !assembler.knows(&instance.header.series) {
                 let fellows = fellows(&wiring.spool, &instance).await;
-                let read = wiring.already_read.get(&instance.header.series);
-                assembler.restore(now, fellows, read.map(|(sha256, revision)| (sha256.as_str(), *revision)));
+                assembler.restore(now, fellows, wiring.read_before(&instance.header.series));
             }
             assembler.on_stored(now, Some(association), instance)
         }
@@ -109,33 +117,26 @@ async fn fellows(spool: &Arc<Spool>, instance: &Instance) -> Vec<Instance> {
     found
 }
 
-async fn restore(assembler: &mut Assembler, spool: &Arc<Spool>, already_read: &AlreadyRead) {
+/// Takes in what the spool holds, at the start and whenever events were lost to a full channel: a series that the
+/// assembler knows gets what it misses, another one is restored as the ledger left it.
+async fn take_in(assembler: &mut Assembler, wiring: &Wiring) -> Vec<Action> {
     let mut by_series: BTreeMap<SeriesUid, Vec<Instance>> = BTreeMap::new();
-    for instance in all(spool).await {
+    for instance in all(&wiring.spool).await {
         by_series.entry(instance.header.series.clone()).or_default().push(instance);
     }
     let n_series = by_series.len();
+    let mut actions = Vec::new();
     for (series, instances) in by_series {
-        let read = already_read.get(&series).map(|(sha256, revision)| (sha256.as_str(), *revision));
-        assembler.restore(clock::now(), instances, read);
+        let now = clock::now();
+        if assembler.knows(&series) {
+            actions.extend(instances.into_iter().flat_map(|i| assembler.on_stored(now, None, i)));
+        } else {
+            assembler.restore(now, instances, wiring.read_before(&series));
+        }
     }
     let n_open = assembler.n_open();
     log::info!(event = "spool_rescanned", series = n_series, open = n_open; "series found in the spool");
-}
-
-/// Events were lost to a full channel: what the spool holds and the assembler does not know counts as just stored.
-async fn rescan(assembler: &mut Assembler, wiring: &Wiring) {
-    log::warn!(event = "spool_rescan"; "stored events did not fit, reading the spool again");
-    for instance in all(&wiring.spool).await {
-        if !assembler.knows(&instance.header.series)
-            && wiring.already_read.contains_key(&instance.header.series)
-        {
-            continue;
-        }
-        for action in assembler.on_stored(clock::now(), None, instance) {
-            let _ = wiring.actions.send(action).await;
-        }
-    }
+    actions
 }
 
 async fn all(spool: &Arc<Spool>) -> Vec<Instance> {
@@ -143,18 +144,12 @@ async fn all(spool: &Arc<Spool>) -> Vec<Instance> {
     scanned(tokio::task::spawn_blocking(move || spool.rescan()).await)
 }
 
-fn scanned(
-    result: Result<Result<Vec<Instance>, crate::spool::SpoolError>, tokio::task::JoinError>,
-) -> Vec<Instance> {
-    match result {
-        Ok(Ok(instances)) => instances,
-        Ok(Err(error)) => {
-            log::error!(event = "spool_rescan_failed"; "the spool could not be read: {error}");
-            Vec::new()
-        }
-        Err(error) => {
-            log::error!(event = "spool_rescan_failed"; "the spool could not be read: {error}");
-            Vec::new()
-        }
-    }
+fn scanned(result: Result<Result<Vec<Instance>, SpoolError>, tokio::task::JoinError>) -> Vec<Instance> {
+    let error = match result {
+        Ok(Ok(instances)) => return instances,
+        Ok(Err(error)) => crate::chain(&error),
+        Err(error) => error.to_string(),
+    };
+    log::error!(event = "spool_rescan_failed"; "the spool could not be read: {error}");
+    Vec::new()
 }

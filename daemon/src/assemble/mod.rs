@@ -85,18 +85,13 @@ impl Volume {
             hash.update([0]);
             hash.update(sha256);
         }
-        hex(&hash.finalize())
+        crate::hex(&hash.finalize())
     }
 
     /// Distance from the lowest to the highest slice, mm.
     pub fn coverage_mm(&self) -> f64 {
         self.steps_mm.iter().sum()
     }
-}
-
-/// Lower-case hex.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// A volume shared between stages.

@@ -8,6 +8,7 @@ use std::cmp::Ordering;
 
 use super::geometry::usual_step_mm;
 use super::{Flag, Volume};
+use crate::decide::suitability;
 
 /// Less than this is a part of a head.
 pub const COVERAGE_MIN_MM: f64 = 80.0;
@@ -24,6 +25,11 @@ pub fn compare(a: &Volume, b: &Volume) -> Ordering {
         (v.flags.contains(&Flag::Contrast), v.coverage_mm() < COVERAGE_MIN_MM, thickness)
     };
     class(a).cmp(&class(b)).then(b.coverage_mm().total_cmp(&a.coverage_mm())).then(a.series.cmp(&b.series))
+}
+
+/// The series to read among those of one study that are suitable by their headers.
+pub fn best<'a>(volumes: impl Iterator<Item = &'a Volume>, slices_max: usize) -> Option<&'a Volume> {
+    volumes.filter(|v| suitability::by_headers(v, slices_max).is_ok()).min_by(|a, b| compare(a, b))
 }
 
 #[cfg(test)]

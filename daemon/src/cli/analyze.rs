@@ -1,8 +1,7 @@
 //! `ichd analyze`: the same stages as the daemon's, without network, spool or database.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -13,7 +12,7 @@ use crate::config;
 use crate::decide::{
     Disposition, Finding, NamedScores, SliceScores, Stage, Verdict, Why, decide, suitability,
 };
-use crate::dicom::{SeriesUid, SliceHeader, SopInstanceUid, StudyUid, dataset};
+use crate::dicom::{SeriesUid, SopInstanceUid, StudyUid};
 use crate::infer::{ModelId, Reader, Reading, SeriesCache, Timings};
 use crate::spool::Instance;
 
@@ -119,15 +118,15 @@ fn gather(paths: &[PathBuf]) -> Result<BySeries, Failure> {
             .map_err(|e| Failure::failed(format!("failed to read `{}`: {e}", path.display())))?;
     }
     files.sort();
-    let mut seen: BTreeMap<(SeriesUid, SopInstanceUid), ()> = BTreeMap::new();
+    let mut seen: BTreeSet<(SeriesUid, SopInstanceUid)> = BTreeSet::new();
     let mut series = BySeries::new();
     for path in files {
-        let read = SliceHeader::read(&path).and_then(|header| Ok((header, dataset::sha256(&path)?)));
-        match read {
-            Ok((header, sha256)) => {
-                if seen.insert((header.series.clone(), header.sop.clone()), ()).is_none() {
+        match Instance::read(path.clone()) {
+            Ok(instance) => {
+                let header = &instance.header;
+                if seen.insert((header.series.clone(), header.sop.clone())) {
                     let key = (header.study.clone(), header.series.clone());
-                    series.entry(key).or_default().push(Instance { header: Arc::new(header), path, sha256 });
+                    series.entry(key).or_default().push(instance);
                 }
             }
             Err(error) => eprintln!("ichd: `{}` left out: {}", path.display(), chain(&error)),
@@ -161,12 +160,11 @@ fn judge(
 ) -> Result<(Verdict, Timings), Failure> {
     let mut cache = SeriesCache::default();
     let slices_max = config::Assemble::default().slices_max;
-    let suitable = |v: &Volume| suitability::by_headers(v, slices_max);
-    let better =
-        |v: &&Volume| v.study == volume.study && suitable(v).is_ok() && study::compare(v, volume).is_lt();
-    let reading: Result<Reading, Why> = match suitable(volume) {
+    let of_study = all.iter().filter(|v| v.study == volume.study);
+    let best = study::best(of_study, slices_max).map(|v| &v.series);
+    let reading: Result<Reading, Why> = match suitability::by_headers(volume, slices_max) {
         Err(why) => Err(why),
-        Ok(()) if all.iter().any(|v| better(&v)) => Err(Why::NotChosen),
+        Ok(()) if best != Some(&volume.series) => Err(Why::NotChosen),
         Ok(()) => reader.read(volume, &mut cache).map_err(|error| {
             eprintln!("ichd: series {} could not be read: {}", volume.series, chain(&error));
             crate::decide::driver::why(&error)

@@ -1,17 +1,13 @@
 //! `ichd check`: everything that can be wrong before the first patient, said before the first patient.
 
-use std::path::PathBuf;
-
-use super::Failure;
-use crate::config::Config;
+use super::{ConfigFile, Failure};
 use crate::infer::Reader;
 
 /// Arguments of `ichd check`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Configuration file.
-    #[arg(long, default_value = "/etc/ichd/ichd.toml")]
-    config: PathBuf,
+    #[command(flatten)]
+    config: ConfigFile,
     /// One JSON object instead of lines.
     #[arg(long)]
     json: bool,
@@ -19,7 +15,7 @@ pub struct Args {
 
 /// Validates configuration, model package (signature, hashes, golden scores), certificates and state directory.
 pub fn check(args: &Args) -> Result<(), Failure> {
-    let config = Config::load(&args.config).map_err(|e| Failure::config(&e))?;
+    let config = args.config.load()?;
     let reader = Reader::load(&config.infer).map_err(|e| Failure::config(&e))?;
     let model = reader.model();
     if let Some(tls) = &config.alert.tls {
@@ -43,11 +39,11 @@ pub fn check(args: &Args) -> Result<(), Failure> {
     }
     if args.json {
         let line = serde_json::json!({
-            "ok": true, "config": args.config, "model": model, "state": state, "warnings": warnings,
+            "ok": true, "config": args.config.config, "model": model, "state": state, "warnings": warnings,
         });
         println!("{line}");
     } else {
-        println!("configuration  {} ok", args.config.display());
+        println!("configuration  {} ok", args.config.config.display());
         println!("model          {} {} ok, golden scores agree", model.id, model.version);
         println!("state          {} ok", state.display());
         warnings.iter().for_each(|w| println!("warning        {w}"));

@@ -1,17 +1,13 @@
 //! `ichd ledger`: every series received and what became of it, read from the database beside a running daemon.
 
-use std::path::PathBuf;
-
-use super::Failure;
-use crate::config::Config;
+use super::{ConfigFile, Failure};
 use crate::ledger::Ledger;
 
 /// Arguments of `ichd ledger`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Configuration file.
-    #[arg(long, default_value = "/etc/ichd/ichd.toml")]
-    config: PathBuf,
+    #[command(flatten)]
+    config: ConfigFile,
     /// One JSON object per series instead of a table.
     #[arg(long)]
     json: bool,
@@ -19,7 +15,7 @@ pub struct Args {
 
 /// Prints the ledger, oldest first.
 pub fn ledger(args: &Args) -> Result<(), Failure> {
-    let config = Config::load(&args.config).map_err(|e| Failure::config(&e))?;
+    let config = args.config.load()?;
     let rows = Ledger::list(&config.state.directory).map_err(|e| Failure::failed(crate::chain(&e)))?;
     for row in rows {
         if args.json {

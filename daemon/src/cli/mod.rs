@@ -12,6 +12,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::config::Config;
+
 /// Reads head CT beside the scanner and notifies people of a suspected intracranial hemorrhage.
 ///
 /// A notification, never a diagnosis; not a medical device.
@@ -48,6 +50,12 @@ struct ConfigFile {
     config: PathBuf,
 }
 
+impl ConfigFile {
+    fn load(&self) -> Result<Config, Failure> {
+        Config::load(&self.config).map_err(|e| Failure::config(&e))
+    }
+}
+
 /// Why a command did not succeed, with the exit code that systemd and scripts rely on.
 #[derive(Debug)]
 pub struct Failure {
@@ -82,7 +90,7 @@ pub fn main() -> ExitCode {
         }
     };
     let result = match cli.command {
-        Command::Run(args) => run::run(&args.config),
+        Command::Run(args) => run::run(&args),
         Command::Demo { args } => demo(&args),
         Command::Analyze(args) => analyze::analyze(&args),
         Command::Check(args) => check::check(&args),

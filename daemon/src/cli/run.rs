@@ -1,19 +1,16 @@
 //! `ichd run`: configuration, journal, runtime, signals.
 
-use std::path::Path;
-
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
-use super::{Failure, journal};
+use super::{ConfigFile, Failure, journal};
 use crate::chain;
-use crate::config::Config;
 use crate::daemon::{self, RunError};
 
 /// Runs the daemon until SIGTERM or SIGINT.
-pub fn run(config: &Path) -> Result<(), Failure> {
+pub(super) fn run(args: &ConfigFile) -> Result<(), Failure> {
     journal::install()?;
-    let config = Config::load(config).map_err(|e| Failure::config(&e))?;
+    let config = args.load()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -12,6 +12,7 @@ use crate::alert::publisher::Link;
 use crate::clock;
 use crate::config;
 use crate::ledger::Ledger;
+use crate::spool::free_bytes;
 
 /// What the monitor looks at and where it tells.
 pub struct Wiring {
@@ -91,10 +92,4 @@ impl Wiring {
             ..Heartbeat::default()
         });
     }
-}
-
-/// Bytes that an unprivileged program may still write there; `None` if the system will not say.
-pub fn free_bytes(path: &std::path::Path) -> Option<u64> {
-    let stat = nix::sys::statvfs::statvfs(path).ok()?;
-    Some(stat.blocks_available() as u64 * stat.fragment_size() as u64)
 }

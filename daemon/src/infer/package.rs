@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::ModelId;
 use super::manifest::{Manifest, ManifestError};
-use crate::assemble::hex;
+use crate::hex;
 
 /// Why a model may not read a patient; exit code 78.
 #[derive(Debug, thiserror::Error)]

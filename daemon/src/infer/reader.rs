@@ -17,7 +17,7 @@ use crate::assemble::{PlacedSlice, Volume, geometry};
 use crate::clock;
 use crate::config;
 use crate::decide::Policy;
-use crate::dicom::{SliceHeader, SopInstanceUid, dataset};
+use crate::dicom::SopInstanceUid;
 use crate::health::Pulse;
 use crate::spool::Instance;
 
@@ -349,9 +349,7 @@ impl Reader {
             serde_json::from_slice(&expected).map_err(|e| golden(format!("expected scores: {e}")))?;
         let mut instances = Vec::new();
         for path in package.golden_files() {
-            let read = SliceHeader::read(&path).and_then(|h| Ok((h, dataset::sha256(&path)?)));
-            let (header, sha256) = read.map_err(|e| golden(crate::chain(&e)))?;
-            instances.push(Instance { header: Arc::new(header), path, sha256 });
+            instances.push(Instance::read(path).map_err(|e| golden(crate::chain(&e)))?);
         }
         let Some(first) = instances.first() else { return Err(golden("holds no files".into())) };
         let (study, series) = (first.header.study.clone(), first.header.series.clone());

@@ -19,11 +19,11 @@ use crate::alert::document::{
 };
 use crate::alert::lifecycle::{self, Change, Existing};
 use crate::alert::topic;
-use crate::assemble::hex;
 use crate::clock;
 use crate::config::{Profile, Site};
 use crate::decide::{Disposition, Finding, NamedScores, Stage, Verdict};
 use crate::dicom::SeriesUid;
+use crate::hex;
 use crate::infer::Timings;
 
 /// How long an alert stays valid, ms (design section 8: 12 h).
@@ -223,12 +223,14 @@ impl Ledger {
 
     /// Input hash and revision of every series with a final disposition.
     pub fn already_read(&self) -> Result<HashMap<SeriesUid, (String, u32)>, LedgerError> {
-        let rows = self.series()?.into_iter().filter(|row| row.stage == "final");
-        Ok(rows
-            .filter_map(|row| {
-                Some((SeriesUid::parse(&row.series_uid).ok()?, (row.input_sha256, row.revision)))
-            })
-            .collect())
+        let connection = self.lock();
+        let sql = "SELECT series_uid, input_sha256, revision FROM series WHERE stage = 'final'";
+        let mut statement = connection.prepare(sql).map_err(doing("read the ledger"))?;
+        let rows = statement
+            .query_map([], |r| Ok((r.get::<_, String>(0)?, (r.get(1)?, r.get(2)?))))
+            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+            .map_err(doing("read the ledger"))?;
+        Ok(rows.into_iter().filter_map(|(uid, read)| Some((SeriesUid::parse(&uid).ok()?, read))).collect())
     }
 
     /// Records a verdict with everything that follows from it, in one transaction.

@@ -19,7 +19,6 @@ use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
 
 use crate::dicom::{HeaderError, SeriesUid, SliceHeader, SopInstanceUid, StudyUid, dataset};
-use crate::health::monitor::free_bytes;
 
 /// One instance that is on disk and synced.
 #[derive(Debug, Clone)]
@@ -30,6 +29,15 @@ pub struct Instance {
     pub path: PathBuf,
     /// SHA-256 of the data set bytes as received (without preamble and file meta), the slice's input hash.
     pub sha256: [u8; 32],
+}
+
+impl Instance {
+    /// Reads header and input hash of a Part 10 file, wherever it lies.
+    pub fn read(path: PathBuf) -> Result<Self, HeaderError> {
+        let header = Arc::new(SliceHeader::read(&path)?);
+        let sha256 = dataset::sha256(&path)?;
+        Ok(Instance { header, path, sha256 })
+    }
 }
 
 /// At these the spool refuses aloud.
@@ -235,6 +243,12 @@ impl Spool {
     }
 }
 
+/// Bytes that an unprivileged program may still write there; `None` if the system will not say.
+pub fn free_bytes(path: &Path) -> Option<u64> {
+    let stat = nix::sys::statvfs::statvfs(path).ok()?;
+    Some(stat.blocks_available() as u64 * stat.fragment_size() as u64)
+}
+
 fn folders(path: &Path) -> Result<Vec<PathBuf>, SpoolError> {
     let entries = fs::read_dir(path).map_err(|source| SpoolError::Folder { path: path.into(), source })?;
     let mut paths: Vec<PathBuf> = entries.flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect();
@@ -246,8 +260,8 @@ fn read_series(folder: &Path, found: &mut Vec<Instance>) -> Result<(), SpoolErro
     let entries =
         fs::read_dir(folder).map_err(|source| SpoolError::Folder { path: folder.into(), source })?;
     for path in entries.flatten().map(|e| e.path()) {
-        match SliceHeader::read(&path).and_then(|h| Ok((h, dataset::sha256(&path)?))) {
-            Ok((header, sha256)) => found.push(Instance { header: Arc::new(header), path, sha256 }),
+        match Instance::read(path) {
+            Ok(instance) => found.push(instance),
             Err(error) => {
                 log::error!(event = "spool_unreadable"; "a stored instance cannot be read: {error}")
             }
@@ -314,9 +328,7 @@ impl Incoming {
             Placed::Conflict => {
                 sync_folder(&spool.root.join("quarantine")).map_err(StoreError::Io)?;
                 // Said of the one that stays.
-                let header = SliceHeader::read(&path).map(Arc::new).map_err(unreadable)?;
-                let sha256 = dataset::sha256(&path).map_err(unreadable)?;
-                Stored::Conflict(Instance { header, path, sha256 })
+                Stored::Conflict(Instance::read(path).map_err(unreadable)?)
             }
             _ if !self.meta.is_image => Stored::Aside,
             Placed::Same => Stored::Same(Instance { header: Arc::new(header), path, sha256 }),
@@ -333,7 +345,7 @@ impl Incoming {
         if dataset::sha256(path).map_err(unreadable)? == *sha256 {
             return Ok(Placed::Same);
         }
-        let name = format!("{}.{}.dcm", self.meta.sop.as_str(), &crate::assemble::hex(sha256)[..16]);
+        let name = format!("{}.{}.dcm", self.meta.sop.as_str(), &crate::hex(sha256)[..16]);
         let quarantine = self.spool.root.join("quarantine").join(name);
         self.rename(&quarantine)?;
         Ok(Placed::Conflict)
