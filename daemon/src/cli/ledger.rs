@@ -19,7 +19,7 @@ pub fn ledger(args: &Args) -> Result<(), Failure> {
     let rows = Ledger::list(&config.state.directory).map_err(|e| Failure::failed(crate::chain(&e)))?;
     for row in rows {
         if args.json {
-            println!("{}", serde_json::to_string(&row).map_err(|e| Failure::internal(e.to_string()))?);
+            println!("{}", super::json(&row)?);
         } else {
             println!(
                 "{}  {:13} {:16} {:4} instances  series {}  revision {}",

@@ -1,6 +1,7 @@
 //! The command line: one subcommand, one file. Exit codes are part of the interface.
 
 mod analyze;
+mod audit;
 mod check;
 mod journal;
 mod ledger;
@@ -41,6 +42,8 @@ enum Command {
     Check(check::Args),
     /// Every series received, with its disposition and reason.
     Ledger(ledger::Args),
+    /// The hash-chained audit log: check it, print it.
+    Audit(audit::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -80,6 +83,10 @@ impl Failure {
     }
 }
 
+fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
+    serde_json::to_string(value).map_err(|e| Failure::internal(e.to_string()))
+}
+
 /// Parses the command line and runs it.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -95,6 +102,7 @@ pub fn main() -> ExitCode {
         Command::Analyze(args) => analyze::analyze(&args),
         Command::Check(args) => check::check(&args),
         Command::Ledger(args) => ledger::ledger(&args),
+        Command::Audit(args) => audit::audit(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,6 +3,7 @@
 //! Verdict, ledger row, alert revision and outbox rows are one transaction with `synchronous=FULL`: after a power cut
 //! either all of them are there or none, and then the spool makes the series be read again.
 
+pub mod audit;
 mod schema;
 
 use std::collections::{BTreeSet, HashMap};
@@ -11,6 +12,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
 use serde::Serialize;
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::alert::document::{
@@ -256,6 +258,12 @@ impl Ledger {
             };
             let payload = serde_json::to_string(&document).map_err(LedgerError::Document)?;
             queue(&tx, &topic::study(&self.site, &study_ref), &payload, false, None)?;
+            let body = json!({
+                "study_ref": study_ref, "series_ref": document.series_ref, "disposition": document.disposition,
+                "reason": document.reason, "revision": record.revision, "input_sha256": verdict.input_sha256,
+                "model_sha256": verdict.model.as_ref().map(|m| &m.sha256), "program": verdict.program,
+            });
+            audit::append(&tx, "disposition", &body)?;
         }
         tx.commit().map_err(doing("commit a verdict"))?;
         Ok(Recorded { study_ref, alert })
@@ -459,6 +467,16 @@ impl Ledger {
         tx.execute("DELETE FROM outbox WHERE alert_id = ?1", [&document.alert_id])
             .map_err(doing("clear the outbox"))?;
         queue(tx, &topic::alert(&self.site, &document.alert_id), &payload, true, Some(&document.alert_id))?;
+        let event = match change {
+            Change::Raise => "alert_raised",
+            Change::Withdraw => "alert_withdrawn",
+            _ => "alert_revised",
+        };
+        let body = json!({
+            "alert_id": document.alert_id, "rev": document.rev, "state": document.state, "stage": document.stage,
+            "priority": document.priority, "study_ref": study_ref,
+        });
+        audit::append(tx, event, &body)?;
         Ok(Some((document.alert_id, document.rev)))
     }
 
@@ -792,6 +810,18 @@ mod tests {
         failed.disposition = Disposition::NotAnalysed(crate::decide::Why::Crashed);
         assert!(ledger.record(&failed, &Record::default()).unwrap().alert.is_some());
         assert_eq!(ledger.record(&failed, &Record::default()).unwrap().alert, None);
+    }
+
+    #[test]
+    fn a_verdict_and_its_audit_rows_are_one_transaction() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path(), &site()).unwrap();
+        ledger.record(&verdict(1, Stage::Final, Some(0.9)), &Record::default()).unwrap();
+        let rows = audit::list(dir.path()).unwrap();
+        let events: Vec<&str> = rows.iter().map(|r| r.event.as_str()).collect();
+        assert_eq!(events, ["alert_raised", "disposition"]);
+        assert!(rows.iter().all(|r| !r.body.contains("1.2.3")), "no UID: {rows:?}");
+        assert_eq!(audit::verify(dir.path(), None).unwrap().unwrap().seq, 2);
     }
 
     proptest! {

@@ -4,7 +4,8 @@
 pub const VERSION: i64 = MIGRATIONS.len() as i64;
 
 /// `MIGRATIONS[n]` takes version n to n + 1.
-pub const MIGRATIONS: [&str; 1] = ["
+pub const MIGRATIONS: [&str; 2] = [
+    "
 CREATE TABLE settings (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
 CREATE TABLE series (
     series_uid TEXT PRIMARY KEY,
@@ -45,4 +46,6 @@ CREATE TABLE outbox (
     decided_boot_ms INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX outbox_by_alert ON outbox (alert_id);
-"];
+",
+    super::audit::MIGRATION,
+];
