@@ -88,7 +88,10 @@ pub async fn run(
     // Bind.
     let address = config.receive.listen;
     let bind = |source| RunError::Bind { address, source };
-    let listener = TcpListener::bind(address).await.map_err(bind)?;
+    let listener = match receive::passed_listener().map_err(bind)? {
+        Some(listener) => listener,
+        None => TcpListener::bind(address).await.map_err(bind)?,
+    };
     let addresses = Addresses { dicom: listener.local_addr().map_err(bind)? };
 
     // Wire, downstream first, so that nobody talks to a stage that is not there.

@@ -92,6 +92,14 @@ struct Shared {
     next: AtomicU64,
 }
 
+/// The socket that systemd passed (`ichd.socket`: port 104 without a capability), if it did; it replaces
+/// `receive.listen`.
+pub fn passed_listener() -> std::io::Result<Option<TcpListener>> {
+    let Some(listener) = listenfd::ListenFd::from_env().take_tcp_listener(0)? else { return Ok(None) };
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener).map(Some)
+}
+
 /// Serves until `shutdown` turns true, then lets running associations end.
 pub async fn serve(
     listener: TcpListener,

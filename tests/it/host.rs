@@ -1,0 +1,105 @@
+//! The machine around the daemon: sandbox, packet filter, the port that systemd holds. Real systemd and nft programs.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::peers::{Appliance, Mosquitto, Phantom, alone, free_port, repository, storescu};
+
+const MOSQUITTO_DROP_IN: &str = "yocto/meta-ichd/recipes-connectivity/mosquitto/files/10-ichd.conf";
+const FIREWALL: &str = "yocto/meta-ichd/recipes-core/ichd-host/files/ichd.nft";
+
+/// `systemd-analyze security` in tenths, exposure 15 is 1.5; fails above it.
+fn exposure_is_at_most_15(root: &Path, unit: &str) {
+    let output = Command::new("systemd-analyze")
+        .args(["security", "--offline=true", "--threshold=15", "--no-pager"])
+        .arg(format!("--root={}", root.display()))
+        .arg(unit)
+        .output()
+        .expect("systemd-analyze is needed");
+    let words = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && words.contains("Overall exposure level"), "{words}");
+}
+
+#[test]
+fn the_sandbox_of_daemon_and_broker_is_tight() {
+    let root = tempfile::tempdir().unwrap();
+    let units = root.path().join("usr/lib/systemd/system");
+    let drop_ins = root.path().join("etc/systemd/system/mosquitto.service.d");
+    std::fs::create_dir_all(&units).unwrap();
+    std::fs::create_dir_all(&drop_ins).unwrap();
+    for unit in ["ichd.service", "ichd.socket"] {
+        std::fs::copy(repository().join("daemon").join(unit), units.join(unit)).unwrap();
+    }
+    std::fs::copy("/lib/systemd/system/mosquitto.service", units.join("mosquitto.service"))
+        .expect("mosquitto's unit");
+    std::fs::copy(repository().join(MOSQUITTO_DROP_IN), drop_ins.join("10-ichd.conf")).unwrap();
+    exposure_is_at_most_15(root.path(), "ichd.service");
+    exposure_is_at_most_15(root.path(), "mosquitto.service");
+}
+
+/// In a network of its own: the box at .1, a listed scanner at .2, a stranger at .3 of the same hospital.
+const STRANGER: &str = r#"
+set -e
+mount -t tmpfs none /run
+mkdir -p /run/netns /run/site
+ip link set lo up
+ip netns add lan
+ip link add box type veth peer name far netns lan
+ip addr add 10.20.0.1/24 dev box
+ip link set box up
+ip -n lan addr add 10.20.0.2/24 dev far
+ip -n lan addr add 10.20.0.3/24 dev far
+ip -n lan link set far up
+echo 'add element inet ichd scanners { 10.20.0.2 }' > /run/site/site.nft
+sed 's#/etc/ichd/firewall.d#/run/site#' "$1" > /run/ichd.nft
+nft -f /run/ichd.nft
+nft -f /run/ichd.nft
+python3 - <<'END'
+import socket, subprocess, sys
+server = socket.create_server(("10.20.0.1", 104))
+probe = "import socket,sys; socket.create_connection(('10.20.0.1', 104), 3, (sys.argv[1], 0))"
+reach = lambda who: subprocess.run(["ip", "netns", "exec", "lan", sys.executable, "-c", probe, who],
+                                   stderr=subprocess.DEVNULL).returncode == 0
+assert reach("10.20.0.2"), "the listed scanner was kept out"
+assert not reach("10.20.0.3"), "a stranger got in"
+END
+"#;
+
+#[test]
+fn the_packet_filter_admits_the_listed_scanner_and_no_stranger() {
+    let output = Command::new("unshare")
+        .args(["--map-root-user", "--net", "--mount", "sh", "-c", STRANGER, "sh"])
+        .arg(repository().join(FIREWALL))
+        .output()
+        .expect("unshare is needed");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_port_that_systemd_holds_is_taken_over() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    // Only its configuration is used; the daemon itself is started by systemd's own program, on the first call.
+    let mut appliance = Appliance::alerts_to(&broker);
+    appliance.kill();
+    let port = free_port();
+    let mut held = Command::new("systemd-socket-activate")
+        .args([&format!("--listen=127.0.0.1:{port}"), "--", env!("CARGO_BIN_EXE_ichd"), "run", "--config"])
+        .arg(appliance.config())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("systemd-socket-activate is needed");
+    let files = &Phantom::quiet().files[..2];
+    let mut sent = (false, String::new());
+    for _ in 0..50 {
+        sent = storescu(port, files, &[]);
+        if sent.0 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    let _ = held.kill();
+    let _ = held.wait();
+    assert!(sent.0, "{}", sent.1);
+}
