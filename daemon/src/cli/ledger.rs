@@ -22,13 +22,16 @@ pub fn ledger(args: &Args) -> Result<(), Failure> {
             println!("{}", super::json(&row)?);
         } else {
             println!(
-                "{}  {:13} {:16} {:4} instances  series {}  revision {}",
+                "{:5}  {}  {:13} {:16} {:4} instances  from {}  series {}  revision {}{}",
+                row.row,
                 crate::clock::rfc3339(row.decided_ms),
                 row.disposition,
                 row.reason.as_deref().unwrap_or("-"),
                 row.instances,
+                if row.calling_ae.is_empty() { "-".to_owned() } else { row.calling_ae.join(", ") },
                 row.series_uid,
-                row.revision
+                row.revision,
+                if row.purged_ms.is_some() { "  purged" } else { "" },
             );
         }
     }

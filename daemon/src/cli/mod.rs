@@ -5,6 +5,7 @@ mod audit;
 mod check;
 mod journal;
 mod ledger;
+mod replay;
 mod run;
 mod sheet;
 
@@ -44,6 +45,8 @@ enum Command {
     Ledger(ledger::Args),
     /// The hash-chained audit log: check it, print it.
     Audit(audit::Args),
+    /// Reads stored series again and says whether the verdict is the ledger's, byte for byte.
+    Replay(replay::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -103,6 +106,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::check(&args),
         Command::Ledger(args) => ledger::ledger(&args),
         Command::Audit(args) => audit::audit(&args),
+        Command::Replay(args) => replay::replay(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -18,6 +18,7 @@ use crate::health::Pulse;
 use crate::infer::driver::{Job, Jobs, Outcome};
 use crate::infer::{ReadError, Timings};
 use crate::ledger::{Ledger, Record};
+use crate::spool::Arrival;
 
 /// A series whose reading ended the program this often is not tried again.
 pub const CRASHES_MAX: u32 = 2;
@@ -174,6 +175,7 @@ impl Judge {
             timings,
             acquired_at: volume.instances().find_map(|i| i.header.acquired_at.clone()),
             decided_wall_ms: clock::wall_ms(),
+            arrival: blocking(|| Arrival::of(volume.instances())),
         };
         let ledger = &self.wiring.ledger;
         let recorded = blocking(|| ledger.record(verdict, &record));

@@ -52,7 +52,7 @@ impl Dataset {
             offset: 0,
             length: Some(length),
         };
-        let transfer_syntax = walk.file_meta()?;
+        let FileMeta { transfer_syntax, .. } = walk.file_meta()?;
         let mut encoding = Encoding { explicit: true, big_endian: false };
         match transfer_syntax.as_str() {
             "1.2.840.10008.1.2" => encoding.explicit = false,
@@ -98,6 +98,14 @@ impl Dataset {
     }
 }
 
+/// AE title of whoever sent a Part 10 file, from its file meta (0002,0016); `None` where nobody wrote it down.
+pub fn source_ae(path: &Path) -> Result<Option<String>, HeaderError> {
+    let file =
+        File::open(path).map_err(|source| HeaderError::Read { path: path.display().to_string(), source })?;
+    let source = Source::Plain(BufReader::with_capacity(1 << 10, file));
+    Walk { source, ahead: Vec::new(), offset: 0, length: None }.file_meta().map(|meta| meta.source_ae)
+}
+
 /// SHA-256 of the data set bytes of a Part 10 file: what the sender sent, without preamble and file meta.
 pub fn sha256(path: &Path) -> Result<[u8; 32], HeaderError> {
     let io = |source| HeaderError::Read { path: path.display().to_string(), source };
@@ -115,6 +123,12 @@ pub fn sha256(path: &Path) -> Result<[u8; 32], HeaderError> {
             n => hash.update(&buffer[..n]),
         }
     }
+}
+
+/// What we read of the file meta group (PS3.10 7.1).
+struct FileMeta {
+    transfer_syntax: String,
+    source_ae: Option<String>,
 }
 
 #[derive(Clone, Copy)]
@@ -321,14 +335,14 @@ impl Walk {
         Ok(Element { tag, vr, length })
     }
 
-    /// Reads preamble and file meta (PS3.10 7.1), stands at the data set, returns the transfer syntax.
-    fn file_meta(&mut self) -> Result<String, HeaderError> {
+    /// Reads preamble and file meta (PS3.10 7.1) and stands at the data set.
+    fn file_meta(&mut self) -> Result<FileMeta, HeaderError> {
         let mut head = [0; 132];
         self.bytes(&mut head).map_err(|_| syntax("shorter than a DICOM preamble"))?;
         if &head[128..] != b"DICM" {
             return Err(syntax("no DICM prefix after the preamble"));
         }
-        let mut transfer_syntax = None;
+        let (mut transfer_syntax, mut source_ae) = (None, None);
         // The meta ends where the group is no longer 0002.
         while let Ok([2, 0, ..]) = self.peek(2) {
             let element = self.element(Encoding { explicit: true, big_endian: false })?;
@@ -337,12 +351,16 @@ impl Walk {
             }
             let mut value = vec![0; element.length as usize];
             self.bytes(&mut value)?;
-            if element.tag == (2, 0x10) {
-                let text = String::from_utf8_lossy(&value);
-                transfer_syntax = Some(text.trim_matches(['\0', ' ']).to_owned());
+            let text = || String::from_utf8_lossy(&value).trim_matches(['\0', ' ']).to_owned();
+            match element.tag {
+                (2, 0x10) => transfer_syntax = Some(text()),
+                (2, 0x16) => source_ae = Some(text()).filter(|ae| !ae.is_empty()),
+                _ => {}
             }
         }
-        transfer_syntax.ok_or(HeaderError::Missing { attribute: "TransferSyntaxUID" })
+        let transfer_syntax =
+            transfer_syntax.ok_or(HeaderError::Missing { attribute: "TransferSyntaxUID" })?;
+        Ok(FileMeta { transfer_syntax, source_ae })
     }
 
     fn top_level(

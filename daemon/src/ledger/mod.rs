@@ -4,6 +4,7 @@
 //! either all of them are there or none, and then the spool makes the series be read again.
 
 pub mod audit;
+pub mod evidence;
 mod schema;
 
 use std::collections::{BTreeSet, HashMap};
@@ -27,6 +28,7 @@ use crate::decide::{Disposition, Finding, NamedScores, Stage, Verdict};
 use crate::dicom::SeriesUid;
 use crate::hex;
 use crate::infer::Timings;
+use crate::spool::Arrival;
 
 /// How long an alert stays valid, ms (design section 8: 12 h).
 const ALERT_VALID_MS: u64 = 12 * 3_600_000;
@@ -85,6 +87,8 @@ pub struct Record {
     pub acquired_at: Option<String>,
     /// Wall time of the decision, ms since the epoch.
     pub decided_wall_ms: u64,
+    /// Who sent it, and when it came.
+    pub arrival: Arrival,
 }
 
 /// What was written.
@@ -99,6 +103,8 @@ pub struct Recorded {
 /// One series in the ledger.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SeriesRow {
+    /// Number of the row; a late slice makes a new one.
+    pub row: i64,
     /// Study Instance UID.
     pub study_uid: String,
     /// Series Instance UID.
@@ -123,6 +129,16 @@ pub struct SeriesRow {
     pub verdict: String,
     /// Wall time, ms since the epoch.
     pub decided_ms: u64,
+    /// AE titles of the senders.
+    pub calling_ae: Vec<String>,
+    /// When the first instance was stored, ms since the epoch.
+    pub received_first_ms: Option<u64>,
+    /// When the last one was.
+    pub received_last_ms: Option<u64>,
+    /// Where the time went, ms.
+    pub timings: Timings,
+    /// When its instances were purged from the spool, ms since the epoch; the row stays.
+    pub purged_ms: Option<u64>,
 }
 
 /// One document that waits for the broker.
@@ -177,10 +193,7 @@ impl Ledger {
 
     /// Every series, from a database that a daemon may be writing to; oldest first.
     pub fn list(state: &Path) -> Result<Vec<SeriesRow>, LedgerError> {
-        let path = state.join("ichd.db");
-        let open = |source| LedgerError::Open { path: path.clone(), source };
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY;
-        series_rows(&Connection::open_with_flags(&path, flags).map_err(open)?)
+        series_rows(&open_read_only(state)?)
     }
 
     /// Every series, oldest first.
@@ -361,7 +374,10 @@ impl Ledger {
     ) -> Result<(), LedgerError> {
         let timings = serde_json::to_string(&record.timings).map_err(LedgerError::Document)?;
         tx.execute(
-            "INSERT OR REPLACE INTO series VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+            "INSERT OR REPLACE INTO series (series_uid, study_uid, study_ref, disposition, reason, stage, revision,
+                 instances, input_sha256, model_sha256, program, verdict, timings, decided_ms, calling_ae,
+                 received_first_ms, received_last_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
             params![
                 v.series.as_str(),
                 v.study.as_str(),
@@ -376,7 +392,11 @@ impl Ledger {
                 v.program,
                 v.canonical_json(),
                 timings,
-                i64::try_from(record.decided_wall_ms).unwrap_or(i64::MAX),
+                integer(record.decided_wall_ms),
+                // No AE title holds a backslash.
+                record.arrival.calling.join("\\"),
+                record.arrival.first_ms.map(integer),
+                record.arrival.last_ms.map(integer),
             ],
         )
         .map(|_| ())
@@ -612,9 +632,17 @@ fn queue(
     .map_err(doing("queue a document"))
 }
 
+/// The database of a daemon that may be running.
+fn open_read_only(state: &Path) -> Result<Connection, LedgerError> {
+    let path = state.join("ichd.db");
+    let opened = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY);
+    opened.map_err(|source| LedgerError::Open { path, source })
+}
+
 fn series_rows(connection: &Connection) -> Result<Vec<SeriesRow>, LedgerError> {
     let sql = "SELECT study_uid, series_uid, study_ref, disposition, reason, stage, revision, instances, input_sha256,
-               model_sha256, verdict, decided_ms FROM series ORDER BY decided_ms, series_uid";
+               model_sha256, verdict, decided_ms, coalesce(calling_ae, ''), received_first_ms, received_last_ms,
+               timings, purged_ms, rowid FROM series ORDER BY decided_ms, series_uid";
     let mut statement = connection.prepare(sql).map_err(doing("read the ledger"))?;
     let rows = statement.query_map([], |r| {
         Ok(SeriesRow {
@@ -630,9 +658,25 @@ fn series_rows(connection: &Connection) -> Result<Vec<SeriesRow>, LedgerError> {
             model_sha256: r.get(9)?,
             verdict: r.get(10)?,
             decided_ms: r.get::<_, i64>(11)?.unsigned_abs(),
+            calling_ae: r
+                .get::<_, String>(12)?
+                .split('\\')
+                .filter(|ae| !ae.is_empty())
+                .map(str::to_owned)
+                .collect(),
+            received_first_ms: r.get::<_, Option<i64>>(13)?.map(i64::unsigned_abs),
+            received_last_ms: r.get::<_, Option<i64>>(14)?.map(i64::unsigned_abs),
+            timings: serde_json::from_str(&r.get::<_, String>(15)?).unwrap_or_default(),
+            purged_ms: r.get::<_, Option<i64>>(16)?.map(i64::unsigned_abs),
+            row: r.get(17)?,
         })
     });
     rows.and_then(Iterator::collect).map_err(doing("read the ledger"))
+}
+
+/// SQLite's integers are signed.
+fn integer(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
 }
 
 fn stage_text(stage: Stage) -> &'static str {
@@ -769,6 +813,25 @@ mod tests {
         let connection = Connection::open(dir.path().join("ichd.db")).unwrap();
         connection.pragma_update(None, "user_version", 99).unwrap();
         assert!(matches!(Ledger::open(dir.path(), &site()), Err(LedgerError::Newer { found: 99, .. })));
+    }
+
+    #[test]
+    fn a_database_of_the_first_version_is_taken_over_with_its_rows() {
+        let dir = tempfile::tempdir().unwrap();
+        let connection = Connection::open(dir.path().join("ichd.db")).unwrap();
+        connection.execute_batch(schema::MIGRATIONS[0]).unwrap();
+        connection.pragma_update(None, "user_version", 1).unwrap();
+        connection
+            .execute_batch(
+                "INSERT INTO series VALUES ('1.2.3.1', '1.2.3', 'ref', 'not_suspected', NULL, 'final', 0, 30, '00',
+                 NULL, '0.1.0', '{}', '{}', 5)",
+            )
+            .unwrap();
+        drop(connection);
+        drop(Ledger::open(dir.path(), &site()).unwrap());
+        let rows = Ledger::list(dir.path()).unwrap();
+        assert_eq!((rows.len(), rows[0].decided_ms, rows[0].received_last_ms), (1, 5, None));
+        assert!(rows[0].calling_ae.is_empty());
     }
 
     #[test]

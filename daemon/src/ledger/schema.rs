@@ -4,7 +4,7 @@
 pub const VERSION: i64 = MIGRATIONS.len() as i64;
 
 /// `MIGRATIONS[n]` takes version n to n + 1.
-pub const MIGRATIONS: [&str; 2] = [
+pub const MIGRATIONS: &[&str] = &[
     "
 CREATE TABLE settings (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
 CREATE TABLE series (
@@ -48,4 +48,28 @@ CREATE TABLE outbox (
 CREATE INDEX outbox_by_alert ON outbox (alert_id);
 ",
     super::audit::MIGRATION,
+    // Evidence: who sent a series and when, and when it was purged. Results on their way to the PACS.
+    "
+ALTER TABLE series ADD COLUMN calling_ae TEXT;
+ALTER TABLE series ADD COLUMN received_first_ms INTEGER;
+ALTER TABLE series ADD COLUMN received_last_ms INTEGER;
+ALTER TABLE series ADD COLUMN purged_ms INTEGER;
+CREATE TABLE reports (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    destination TEXT NOT NULL,
+    study_uid TEXT NOT NULL,
+    series_uid TEXT NOT NULL,
+    verdict TEXT NOT NULL,
+    verdict_sha256 TEXT NOT NULL,
+    lesion BLOB,
+    decided_ms INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    detail TEXT,
+    settled_ms INTEGER,
+    UNIQUE (destination, verdict_sha256)
+) STRICT;
+CREATE INDEX reports_by_series ON reports (series_uid);
+CREATE TABLE atna (seq INTEGER PRIMARY KEY AUTOINCREMENT, message TEXT NOT NULL) STRICT;
+",
 ];

@@ -8,6 +8,10 @@
 //!
 //! The tree is the queue: whatever is lost downstream is found here again. Owner of every instance file.
 
+mod arrival;
+
+pub use arrival::Arrival;
+
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write;
@@ -199,12 +203,7 @@ impl Spool {
 
     /// The instances of one series.
     pub fn series(&self, study: &StudyUid, series: &SeriesUid) -> Result<Vec<Instance>, SpoolError> {
-        let folder = self.series_folder(study, series);
-        let mut found = Vec::new();
-        if folder.is_dir() {
-            read_series(&folder, &mut found)?;
-        }
-        Ok(found)
+        stored_series(&self.root, study, series)
     }
 
     /// Removes every instance of a series; the caller answers for nothing of it being open. A crash in between leaves
@@ -239,8 +238,34 @@ impl Spool {
     }
 
     fn series_folder(&self, study: &StudyUid, series: &SeriesUid) -> PathBuf {
-        self.root.join("studies").join(study.as_str()).join(series.as_str())
+        series_folder(&self.root, study, series)
     }
+}
+
+/// The instances of one series of a spool, which may belong to a running daemon.
+pub fn stored_series(root: &Path, study: &StudyUid, series: &SeriesUid) -> Result<Vec<Instance>, SpoolError> {
+    let folder = series_folder(root, study, series);
+    let mut found = Vec::new();
+    if folder.is_dir() {
+        read_series(&folder, &mut found)?;
+    }
+    Ok(found)
+}
+
+/// Whether another content of this UID was set aside.
+pub fn is_quarantined(root: &Path, sop: &SopInstanceUid) -> bool {
+    let prefix = format!("{}.", sop.as_str());
+    // `<sop>.<16 hex>.dcm`: a longer UID that starts alike has more parts.
+    let mine = |name: &str| {
+        let rest = name.strip_prefix(&prefix).and_then(|rest| rest.strip_suffix(".dcm"));
+        rest.is_some_and(|hash| hash.len() == 16 && !hash.contains('.'))
+    };
+    let entries = fs::read_dir(root.join("quarantine"));
+    entries.is_ok_and(|entries| entries.flatten().any(|e| e.file_name().to_str().is_some_and(mine)))
+}
+
+fn series_folder(root: &Path, study: &StudyUid, series: &SeriesUid) -> PathBuf {
+    root.join("studies").join(study.as_str()).join(series.as_str())
 }
 
 /// Bytes that an unprivileged program may still write there; `None` if the system will not say.
@@ -529,6 +554,8 @@ mod tests {
         let mut other = p.dataset_bytes.clone();
         *other.last_mut().unwrap() ^= 1;
         assert!(matches!(store(&spool, meta(), &other).unwrap(), Stored::Conflict(_)));
+        assert!(is_quarantined(dir.path(), &SopInstanceUid::parse(&p.sop_instance_uid).unwrap()));
+        assert!(!is_quarantined(dir.path(), &SopInstanceUid::parse("1.2").unwrap()));
         let n = |folder: &str| fs::read_dir(dir.path().join(folder)).unwrap().count();
         assert_eq!((n("aside"), n("quarantine"), n("incoming")), (1, 1, 0));
     }
