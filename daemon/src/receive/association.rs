@@ -1,32 +1,26 @@
 //! One association: negotiate, then commands until it ends.
 //!
-//! Memory is bounded by the largest PDU plus one write buffer; time by handshake, idle and total limits. A refused
+//! Memory is bounded by the largest PDU plus one write buffer; time by handshake, per-PDU and total limits. A refused
 //! data set is read to its end and thrown away, so that the sender gets a status and the association lives.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use dicom_ul::association::server::{AccessControl, AsyncServerAssociation, ServerAssociationOptions};
-use dicom_ul::association::{Association, Error};
-use dicom_ul::pdu::{
-    AssociationRJServiceUserReason, PDataValue, PDataValueType, Pdu, PresentationContextResultReason,
-    ReadError, UserIdentity,
-};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use dicom_ul::pdu::{self, AssociationRQ};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::admit::{self, Admission};
-use super::dimse::{C_ECHO_RQ, C_STORE_RQ, COMMAND_BYTES_MAX, Command, Status};
-use super::{Event, Events, Shared, syntax};
+use super::dimse::{C_CANCEL_RQ, C_ECHO_RQ, C_STORE_RQ, COMMAND_BYTES_MAX, Command, Status};
+use super::negotiate::{self, Context, Negotiated};
+use super::upper::{Link, Pdu, Rejection, UpperError};
+use super::{Event, Events, Shared, Titles, refused, syntax};
 use crate::config;
 use crate::dicom::SopInstanceUid;
 use crate::spool::{FileMeta, Incoming, StoreError, Stored};
 
 /// Bytes collected before they are handed to the disk.
 const WRITE_BYTES: usize = 512 << 10;
-
-type Peer = AsyncServerAssociation<TcpStream>;
 
 /// Serves one connection from accept to close.
 pub(super) async fn run(
@@ -40,39 +34,40 @@ pub(super) async fn run(
     let config = &shared.config;
     let _ = socket.set_nodelay(true);
     let handshake = Duration::from_millis(config.handshake_timeout_ms);
+    let idle = Duration::from_millis(config.idle_timeout_ms);
+    let mut link = Link::new(Box::new(socket), config.pdu_bytes_max, idle);
     let Some(_permit) = permit else {
-        log::warn!(event = "association_rejected", reason = "too_many", peer = peer.ip().to_string(); "as many associations as allowed are open");
-        let _ = tokio::time::timeout(handshake, reject_transient(socket)).await;
+        refused(peer, "too_many", Titles::default());
+        let _ = tokio::time::timeout(handshake, reject_transient(&mut link)).await;
         return;
     };
-    let Ok(established) = tokio::time::timeout(handshake, establish(config, socket)).await else {
-        log::warn!(event = "association_rejected", reason = "handshake_timeout", peer = peer.ip().to_string(); "no association request in time");
+    let Ok(established) = tokio::time::timeout(handshake, establish(config, &mut link)).await else {
+        refused(peer, "handshake_timeout", Titles::default());
         return;
     };
-    let mut association = match established {
-        Ok(association) => association,
-        Err(error) => {
-            log::warn!(event = "association_rejected", reason = reason(&error), peer = peer.ip().to_string(); "association refused");
+    let established = match established {
+        Ok(established) => established,
+        Err(refusal) => {
+            refused(peer, refusal.reason, refusal.titles);
             return;
         }
     };
-    let calling = association.peer_ae_title().trim().to_owned();
+    let Established { calling, contexts } = established;
     log::info!(event = "association_opened", association = number, calling = calling.as_str(); "association accepted");
     shared.events.offer(Event::Opened { association: number });
     let mut opened = Opened { events: &shared.events, association: number, orderly: false };
     let total = Duration::from_millis(config.total_timeout_ms);
-    let mut session = Session { shared, number, calling, n_bytes: 0, n_stored: 0 };
-    let ended = tokio::time::timeout(total, session.serve(&mut association, &mut shutdown)).await;
+    let mut session = Session { shared, number, calling, contexts, n_bytes: 0, n_stored: 0 };
+    let ended = tokio::time::timeout(total, session.serve(&mut link, &mut shutdown)).await;
     let (orderly, why) = match ended {
         Ok(End::Released) => (true, "released"),
         Ok(End::Aborted(why)) => (false, why),
         Err(_) => (false, "total_timeout"),
     };
-    let n_stored = session.n_stored;
     if !orderly && why != "peer_aborted" {
-        let _ = association.abort().await;
+        let _ = link.abort().await;
     }
-    log::info!(event = "association_closed", association = number, stored = n_stored, end = why; "association ended");
+    log::info!(event = "association_closed", association = number, stored = session.n_stored, end = why; "association ended");
     opened.orderly = orderly;
 }
 
@@ -89,79 +84,71 @@ impl Drop for Opened<'_> {
     }
 }
 
-/// A stable word for the journal. The library's own text may quote a whole PDU, and with it a patient.
-pub(super) fn reason(error: &Error) -> &'static str {
-    match error {
-        Error::Rejected { .. } => "rejected",
-        Error::Timeout { .. } => "idle_timeout",
-        Error::UnexpectedPdu { .. } | Error::UnknownPdu { .. } => "unexpected_pdu",
-        Error::ReceivePdu { source: ReadError::PduTooLarge { .. }, .. } => "pdu_too_large",
-        Error::ReceivePdu { source: ReadError::ReadPdu { .. }, .. } => "connection_lost",
-        Error::ReceivePdu { .. } => "malformed_pdu",
-        Error::Aborted { .. } => "released",
-        _ => "connection_lost",
+/// "Come back later", once the request is in.
+async fn reject_transient(link: &mut Link) -> Result<(), UpperError> {
+    link.association_request().await?;
+    link.reject(Rejection::LOCAL_LIMIT).await
+}
+
+/// An association that was accepted.
+pub(super) struct Established {
+    /// AE title of the peer.
+    pub calling: String,
+    /// What may be spoken on it.
+    pub contexts: Vec<Context>,
+}
+
+/// One that was not, and the peer has been told.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub reason: &'static str,
+    pub titles: Titles,
+}
+
+impl From<UpperError> for Refusal {
+    fn from(error: UpperError) -> Self {
+        Refusal { reason: error.reason(), titles: Titles::default() }
     }
 }
 
-/// "Come back later": A-ASSOCIATE-RJ, transient, presentation related, local limit exceeded (PS3.8 9.3.4). The
-/// library knows no transient rejection, so its ten bytes are written here, after the request has been taken in.
-async fn reject_transient(mut socket: TcpStream) -> std::io::Result<()> {
-    let mut request = [0; 4096];
-    let _ = socket.read(&mut request).await?;
-    socket.write_all(&[3, 0, 0, 0, 0, 4, 0, 2, 3, 2]).await?;
-    socket.shutdown().await?;
-    while socket.read(&mut request).await? > 0 {}
-    Ok(())
-}
-
-/// Our admission rules in the library's terms.
-struct Access<'a> {
-    config: &'a config::Receive,
-}
-
-impl AccessControl for Access<'_> {
-    fn check_access(
-        &self,
-        _this: &str,
-        calling: &str,
-        called: &str,
-        _identity: Option<&UserIdentity>,
-    ) -> Result<(), AssociationRJServiceUserReason> {
-        let (refusal, reason) = match admit::association(calling, called, self.config) {
-            Admission::Accept => return Ok(()),
-            Admission::UnknownCalling => {
-                (AssociationRJServiceUserReason::CallingAETitleNotRecognized, "unknown_calling")
+/// Takes the request, judges it, answers it.
+pub(super) async fn establish(config: &config::Receive, link: &mut Link) -> Result<Established, Refusal> {
+    let request = match link.association_request().await {
+        Ok(request) => request,
+        Err(error) => {
+            // Nobody is there to read an A-ABORT, or speaks no DICOM.
+            if !matches!(error, UpperError::Lost(_) | UpperError::TlsOnPlaintext) {
+                let _ = link.abort().await;
             }
-            Admission::UnknownCalled => {
-                (AssociationRJServiceUserReason::CalledAETitleNotRecognized, "unknown_called")
-            }
-        };
-        let (calling, called) = (calling.escape_debug().to_string(), called.escape_debug().to_string());
-        log::warn!(
-            event = "association_rejected", reason = reason, calling = calling.as_str(), called = called.as_str();
-            "AE title is not admitted"
-        );
-        Err(refusal)
+            return Err(error.into());
+        }
+    };
+    if let Some((rejection, reason)) = judge(config, &request) {
+        let titles = Titles::of(&request);
+        let _ = link.reject(rejection).await;
+        return Err(Refusal { reason, titles });
     }
+    let negotiated = negotiate::negotiate(&request, syntax::is_offered);
+    let answer = negotiate::answer(&request, &negotiated, config.pdu_bytes_max);
+    let Negotiated { contexts, peer_pdu_bytes_max, .. } = negotiated;
+    link.limit_sending(peer_pdu_bytes_max);
+    link.send_association(&pdu::Pdu::AssociationAC(answer)).await?;
+    Ok(Established { calling: request.calling_ae_title.trim().to_owned(), contexts })
 }
 
-pub(super) async fn establish(config: &config::Receive, socket: TcpStream) -> Result<Peer, Error> {
-    let mut options = ServerAssociationOptions::new()
-        .ae_access_control(Access { config })
-        .ae_title(config.ae_title.as_str())
-        // Strict: a longer PDU is an error before it is buffered.
-        .strict(true)
-        .max_pdu_length(config.pdu_bytes_max)
-        .read_timeout(Duration::from_millis(config.idle_timeout_ms))
-        .write_timeout(Duration::from_millis(config.idle_timeout_ms))
-        .with_abstract_syntax(syntax::VERIFICATION);
-    for class in syntax::IMAGES.iter().chain(&syntax::ASIDE) {
-        options = options.with_abstract_syntax(*class);
+/// Why a request is rejected, in the standard's words and in the journal's.
+fn judge(config: &config::Receive, request: &AssociationRQ) -> Option<(Rejection, &'static str)> {
+    if request.protocol_version & 1 == 0 {
+        return Some((Rejection::PROTOCOL_VERSION, "protocol_version"));
     }
-    for transfer in syntax::TRANSFER {
-        options = options.with_transfer_syntax(*transfer);
+    if request.application_context_name.trim_end_matches(['\0', ' ']) != negotiate::APPLICATION_CONTEXT {
+        return Some((Rejection::APPLICATION_CONTEXT, "application_context"));
     }
-    options.establish_async(socket).await
+    match admit::association(&request.calling_ae_title, &request.called_ae_title, config) {
+        Admission::Accept => None,
+        Admission::UnknownCalling => Some((Rejection::CALLING, "unknown_calling")),
+        Admission::UnknownCalled => Some((Rejection::CALLED, "unknown_called")),
+    }
 }
 
 enum End {
@@ -174,6 +161,7 @@ struct Session<'a> {
     number: u64,
     /// AE title of the peer.
     calling: String,
+    contexts: Vec<Context>,
     n_bytes: u64,
     n_stored: u64,
 }
@@ -189,29 +177,29 @@ struct Storing {
 }
 
 impl Session<'_> {
-    async fn serve(&mut self, peer: &mut Peer, shutdown: &mut watch::Receiver<bool>) -> End {
+    async fn serve(&mut self, link: &mut Link, shutdown: &mut watch::Receiver<bool>) -> End {
         let mut command_bytes: Vec<u8> = Vec::new();
         let mut storing: Option<Storing> = None;
         loop {
             // Between two instances a drain may end the association; what was acknowledged is safe.
             let idle = storing.is_none() && command_bytes.is_empty();
             let pdu = tokio::select! {
-                pdu = peer.receive() => pdu,
+                pdu = link.receive() => pdu,
                 _ = shutdown.changed(), if idle => return End::Aborted("shutting_down"),
             };
             let values = match pdu {
-                Ok(Pdu::PData { data }) => data,
-                Ok(Pdu::ReleaseRQ) => {
-                    let _ = peer.send(&Pdu::ReleaseRP).await;
+                Ok(Pdu::Data(values)) => values,
+                Ok(Pdu::ReleaseRequest) => {
+                    let _ = link.send_release_response().await;
                     return End::Released;
                 }
-                Ok(Pdu::AbortRQ { .. }) => return End::Aborted("peer_aborted"),
-                Ok(_) => return End::Aborted("unexpected_pdu"),
-                Err(error) => return End::Aborted(reason(&error)),
+                Ok(Pdu::Abort) => return End::Aborted("peer_aborted"),
+                Ok(Pdu::ReleaseResponse) => return End::Aborted("unexpected_pdu"),
+                Err(error) => return End::Aborted(error.reason()),
             };
             for value in values {
-                let done = match value.value_type {
-                    PDataValueType::Command => {
+                let done = match value.is_command {
+                    true => {
                         if storing.is_some() || command_bytes.len() + value.data.len() > COMMAND_BYTES_MAX {
                             return End::Aborted("command_out_of_place");
                         }
@@ -222,15 +210,15 @@ impl Session<'_> {
                         let parsed = Command::parse(&command_bytes);
                         command_bytes.clear();
                         let Ok(command) = parsed else { return End::Aborted("malformed_command") };
-                        match self.on_command(peer, command, value.presentation_context_id).await {
+                        match self.on_command(link, command, value.context).await {
                             Ok(next) => storing = next,
                             Err(end) => return end,
                         }
                         continue;
                     }
-                    PDataValueType::Data => {
+                    false => {
                         let Some(current) = &mut storing else { return End::Aborted("data_out_of_place") };
-                        if value.presentation_context_id != current.context {
+                        if value.context != current.context {
                             return End::Aborted("context_changed");
                         }
                         self.on_data(current, &value.data);
@@ -239,7 +227,7 @@ impl Session<'_> {
                 };
                 if done
                     && let Some(finished) = storing.take()
-                    && let Err(end) = self.finish(peer, finished).await
+                    && let Err(end) = self.finish(link, finished).await
                 {
                     return end;
                 }
@@ -249,41 +237,35 @@ impl Session<'_> {
 
     async fn on_command(
         &mut self,
-        peer: &mut Peer,
+        link: &mut Link,
         command: Command,
         context: u8,
     ) -> Result<Option<Storing>, End> {
-        let negotiated = peer
-            .presentation_contexts()
-            .iter()
-            .find(|c| c.id == context && c.reason == PresentationContextResultReason::Acceptance)
-            .map(|c| {
-                (
-                    c.abstract_syntax.trim_end_matches(['\0', ' ']).to_owned(),
-                    c.transfer_syntax.trim_end_matches(['\0', ' ']).to_owned(),
-                )
-            });
-        let Some((class, transfer_syntax)) = negotiated else { return Err(End::Aborted("unknown_context")) };
+        let Some(negotiated) = self.contexts.iter().find(|c| c.id == context) else {
+            return Err(End::Aborted("unknown_context"));
+        };
         match command.field {
+            // Nothing of ours takes long enough to be cancelled; there is no response to it (PS3.7 9.3.2.3).
+            C_CANCEL_RQ => Ok(None),
             C_ECHO_RQ => {
-                self.answer(peer, &command, context, Status::SUCCESS, "").await?;
+                self.answer(link, &command, context, Status::SUCCESS, "").await?;
                 Ok(None)
             }
             C_STORE_RQ if command.has_data_set => {
-                let (incoming, refusal) = match self.begin(&command, &class, &transfer_syntax) {
+                let (incoming, refusal) = match self.begin(&command, negotiated) {
                     Ok(incoming) => (Some(incoming), None),
                     Err(refusal) => (None, Some(refusal)),
                 };
                 Ok(Some(Storing { command, context, incoming, buffer: Vec::new(), refusal }))
             }
             C_STORE_RQ => {
-                self.answer(peer, &command, context, Status::CANNOT_UNDERSTAND, "no data set follows")
+                self.answer(link, &command, context, Status::CANNOT_UNDERSTAND, "no data set follows")
                     .await?;
                 Ok(None)
             }
             _ if !command.has_data_set => {
                 self.answer(
-                    peer,
+                    link,
                     &command,
                     context,
                     Status::UNRECOGNIZED_OPERATION,
@@ -299,12 +281,8 @@ impl Session<'_> {
         }
     }
 
-    fn begin(
-        &self,
-        command: &Command,
-        class: &str,
-        transfer_syntax: &str,
-    ) -> Result<Incoming, (Status, String)> {
+    fn begin(&self, command: &Command, negotiated: &Context) -> Result<Incoming, (Status, String)> {
+        let class = negotiated.abstract_syntax.as_str();
         if command.sop_class != class || class == syntax::VERIFICATION {
             return Err((
                 Status::SOP_CLASS_NOT_SUPPORTED,
@@ -319,7 +297,7 @@ impl Session<'_> {
         let meta = FileMeta {
             sop_class: class.to_owned(),
             sop,
-            transfer_syntax: transfer_syntax.to_owned(),
+            transfer_syntax: negotiated.transfer_syntax.clone(),
             calling: self.calling.clone(),
             is_image: syntax::IMAGES.contains(&class),
         };
@@ -337,7 +315,7 @@ impl Session<'_> {
         }
     }
 
-    async fn finish(&mut self, peer: &mut Peer, mut storing: Storing) -> Result<(), End> {
+    async fn finish(&mut self, link: &mut Link, mut storing: Storing) -> Result<(), End> {
         flush(&mut storing);
         let stored = match (storing.refusal.take(), storing.incoming.take()) {
             (None, Some(incoming)) => {
@@ -360,7 +338,7 @@ impl Session<'_> {
                 (status, comment)
             }
         };
-        self.answer(peer, &storing.command, storing.context, status, &comment).await
+        self.answer(link, &storing.command, storing.context, status, &comment).await
     }
 
     fn tell(&self, stored: Stored) {
@@ -379,23 +357,16 @@ impl Session<'_> {
         }
     }
 
-    /// One PDU, one write: split responses meet Nagle and delayed ACK at 40 ms a piece.
     async fn answer(
         &self,
-        peer: &mut Peer,
+        link: &mut Link,
         command: &Command,
         context: u8,
         status: Status,
         comment: &str,
     ) -> Result<(), End> {
-        let data = command.response(status, comment);
-        let value = PDataValue {
-            presentation_context_id: context,
-            value_type: PDataValueType::Command,
-            is_last: true,
-            data,
-        };
-        peer.send(&Pdu::PData { data: vec![value] }).await.map_err(|_| End::Aborted("connection_lost"))
+        let response = command.response(status, comment);
+        link.send_message(context, &response, None).await.map_err(|e| End::Aborted(e.reason()))
     }
 }
 

@@ -10,6 +10,8 @@ const UID_BYTES_MAX: usize = 64;
 pub const C_STORE_RQ: u16 = 0x0001;
 /// C-ECHO-RQ.
 pub const C_ECHO_RQ: u16 = 0x0030;
+/// C-CANCEL-RQ.
+pub const C_CANCEL_RQ: u16 = 0x0fff;
 /// "No data set follows" in Command Data Set Type.
 const NO_DATA_SET: u16 = 0x0101;
 
@@ -80,7 +82,8 @@ impl Command {
             match element {
                 0x0002 | 0x0003 => command.sop_class = text(),
                 0x0100 => (command.field, has_field) = (short()?, true),
-                0x0110 => (command.message_id, has_id) = (short()?, true),
+                // A C-CANCEL names the message it means in Message ID Being Responded To (PS3.7 9.3.2.3).
+                0x0110 | 0x0120 => (command.message_id, has_id) = (short()?, true),
                 0x0800 => command.has_data_set = short()? != NO_DATA_SET,
                 0x1000 | 0x1001 => command.sop_instance = text(),
                 _ => {}

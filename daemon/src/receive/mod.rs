@@ -7,7 +7,9 @@
 pub mod admit;
 mod association;
 pub mod dimse;
+pub mod negotiate;
 pub mod syntax;
+pub mod upper;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -138,6 +140,29 @@ pub async fn serve(
     }
 }
 
+/// AE titles as a peer claimed them, made safe for the journal.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Titles {
+    calling: String,
+    called: String,
+}
+
+impl Titles {
+    fn of(request: &dicom_ul::pdu::AssociationRQ) -> Self {
+        let safe = |title: &str| title.trim().escape_debug().to_string();
+        Titles { calling: safe(&request.calling_ae_title), called: safe(&request.called_ae_title) }
+    }
+}
+
+/// Whoever is turned away stands in the journal exactly once, with a stable reason.
+fn refused(peer: SocketAddr, reason: &'static str, titles: Titles) {
+    log::warn!(
+        event = "association_refused", reason = reason, peer = peer.ip().to_string(),
+        calling = titles.calling.as_str(), called = titles.called.as_str();
+        "association refused: {reason}"
+    );
+}
+
 fn accept(
     shared: &Arc<Shared>,
     socket: TcpStream,
@@ -146,12 +171,13 @@ fn accept(
     associations: &mut JoinSet<()>,
 ) {
     if !admit::peer(peer.ip(), &shared.config) {
-        log::warn!(event = "peer_refused", peer = peer.ip().to_string(); "address is not in receive.peer-addresses");
+        // Before a byte is read: the socket is dropped here.
+        refused(peer, "unknown_address", Titles::default());
         return;
     }
     // Twice the limit may be waiting to be told "later"; beyond that the connection is simply closed.
     if associations.len() >= 2 * shared.config.associations_max {
-        log::warn!(event = "association_flood", peer = peer.ip().to_string(); "too many connections");
+        refused(peer, "flood", Titles::default());
         return;
     }
     let shared = shared.clone();

@@ -28,21 +28,27 @@ pub const ASIDE: [&str; 14] = [
 ];
 
 /// Transfer syntaxes we decode, stated here because features of other crates change their registry behind our back.
+/// The order is ours: uncompressed first, lossless next, what has lost something last.
 pub const TRANSFER: &[&str] = &[
     "1.2.840.10008.1.2.1",    // Explicit VR Little Endian
     "1.2.840.10008.1.2",      // Implicit VR Little Endian
-    "1.2.840.10008.1.2.1.99", // Deflated Explicit VR Little Endian
     "1.2.840.10008.1.2.2",    // Explicit VR Big Endian
+    "1.2.840.10008.1.2.1.99", // Deflated Explicit VR Little Endian
     "1.2.840.10008.1.2.4.70", // JPEG Lossless, first-order prediction
     "1.2.840.10008.1.2.4.57", // JPEG Lossless
     "1.2.840.10008.1.2.5",    // RLE Lossless
+    #[cfg(feature = "jpeg-ls")]
+    "1.2.840.10008.1.2.4.80", // JPEG-LS lossless
     "1.2.840.10008.1.2.4.90", // JPEG 2000 lossless
     "1.2.840.10008.1.2.4.91", // JPEG 2000
     #[cfg(feature = "jpeg-ls")]
-    "1.2.840.10008.1.2.4.80", // JPEG-LS lossless
-    #[cfg(feature = "jpeg-ls")]
     "1.2.840.10008.1.2.4.81", // JPEG-LS near-lossless
 ];
+
+/// Whether a SOP class is one of ours.
+pub fn is_offered(class: &str) -> bool {
+    class == VERIFICATION || IMAGES.contains(&class) || ASIDE.contains(&class)
+}
 
 #[cfg(test)]
 mod tests {

@@ -36,10 +36,13 @@ async fn scp(config: config::Receive) -> Scp {
 }
 
 async fn scp_with(config: config::Receive, events_max: usize) -> Scp {
+    scp_on(TcpListener::bind(("127.0.0.1", 0)).await.unwrap(), config, events_max).await
+}
+
+async fn scp_on(listener: TcpListener, config: config::Receive, events_max: usize) -> Scp {
     let dir = tempfile::tempdir().unwrap();
     let limits = SpoolLimits { free_bytes_min: 0, instance_bytes_max: config.instance_bytes_max };
     let spool = Arc::new(Spool::open(dir.path(), limits).unwrap());
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let (events_tx, events) = mpsc::channel(events_max);
     let rescan_wanted = RescanWanted::default();
@@ -143,6 +146,11 @@ async fn echoes_are_answered_each_with_its_own_message_id() {
         send(&mut client, id, &command(0x0030, message_id, syntax::VERIFICATION), None, 1000).await;
         assert_eq!(response(&mut client).await, (message_id, Status::SUCCESS));
     }
+    // C-CANCEL of nothing: no answer, no harm. It has no Message ID of its own.
+    let mut cancel = command(0x0fff, 9, syntax::VERIFICATION);
+    let id_at = cancel.windows(4).position(|w| w == [0, 0, 0x10, 1]).unwrap();
+    cancel[id_at + 2] = 0x20;
+    send(&mut client, id, &cancel, None, 1000).await;
     // C-FIND: nothing we do.
     send(&mut client, id, &command(0x0020, 5, syntax::VERIFICATION), None, 1000).await;
     assert_eq!(response(&mut client).await, (5, Status::UNRECOGNIZED_OPERATION));
@@ -203,6 +211,32 @@ async fn the_same_again_is_success_and_another_content_is_kept_apart() {
         });
     }
     assert_eq!(kinds, ["opened", "stored", "stored", "conflict"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_uid_in_two_series_of_a_study_is_a_conflict() {
+    let mut scp = scp(config()).await;
+    let mut client = scp.scanner().await;
+    let p = phantom(1);
+    let mut moved = p.dataset_bytes.clone();
+    let tag = [0x20, 0, 0x0e, 0, b'U', b'I'];
+    let at = moved.windows(6).position(|w| w == tag).unwrap() + 8;
+    let last = &mut moved[at + p.series_uid.len() - 1];
+    *last = if *last == b'1' { b'2' } else { b'1' };
+    assert_eq!(store(&mut client, &p).await, Status::SUCCESS);
+    assert_eq!(store_as(&mut client, CT, &p.sop_instance_uid, &moved).await, Status::SUCCESS);
+    client.release().await.unwrap();
+    assert_eq!(scp.stored(), 1);
+    assert_eq!(std::fs::read_dir(scp.dir.path().join("quarantine")).unwrap().count(), 1);
+    let mut conflicts = Vec::new();
+    while let Some(event) = scp.events.recv().await {
+        match event {
+            Event::Conflict { series, .. } => conflicts.push(series.to_string()),
+            Event::Released { .. } => break,
+            _ => {}
+        }
+    }
+    assert_eq!(conflicts, [p.series_uid.clone()], "said of the series that has it");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -272,6 +306,26 @@ async fn strangers_are_rejected_and_nobody_else_notices() {
     assert_eq!(store(&mut scp.scanner().await, &phantom(1)).await, Status::SUCCESS);
 }
 
+/// An A-ASSOCIATE-RQ for CT images as bytes.
+fn request(calling: &str, transfer_syntaxes: &[&str]) -> Vec<u8> {
+    use dicom_ul::pdu::{AssociationRQ, PresentationContextProposed};
+    let request = AssociationRQ {
+        protocol_version: 1,
+        calling_ae_title: calling.into(),
+        called_ae_title: "ICHD".into(),
+        application_context_name: negotiate::APPLICATION_CONTEXT.into(),
+        presentation_contexts: vec![PresentationContextProposed {
+            id: 1,
+            abstract_syntax: CT.into(),
+            transfer_syntaxes: transfer_syntaxes.iter().map(|t| (*t).into()).collect(),
+        }],
+        user_variables: negotiate::user_information(16_384),
+    };
+    let mut bytes = Vec::new();
+    dicom_ul::pdu::write_pdu(&mut bytes, &Pdu::AssociationRQ(request)).unwrap();
+    bytes
+}
+
 /// Bytes until the connection ends.
 async fn rest(socket: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -287,7 +341,7 @@ async fn one_too_many_is_told_to_come_back_and_does_not_block_the_next() {
         scp(config::Receive { associations_max: 1, handshake_timeout_ms: 60_000, ..config() }).await;
     let first = scp.scanner().await;
     let mut second = TcpStream::connect(("127.0.0.1", scp.port)).await.unwrap();
-    second.write_all(&[1, 0, 0, 0, 0, 68]).await.unwrap();
+    second.write_all(&request("CT1", &[EXPLICIT])).await.unwrap();
     let mut answer = [0; 10];
     second.read_exact(&mut answer).await.unwrap();
     assert_eq!(answer, TRANSIENT_REJECTION);
@@ -325,27 +379,92 @@ async fn hostile_first_bytes_end_the_connection_and_nothing_else() {
     assert_eq!(store(&mut scp.scanner().await, &phantom(1)).await, Status::SUCCESS);
 }
 
-/// The library's error text quotes the PDU; the journal must not.
+/// Data before any association may hold a patient; the journal gets a word of ours.
 #[tokio::test(flavor = "multi_thread")]
 async fn why_an_association_failed_is_said_without_what_it_carried() {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let mut peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (ours, mut peer) = tokio::io::duplex(1024);
     peer.write_all(&[4, 0, 0, 0, 0, 14, 0, 0, 0, 10, 1, 3]).await.unwrap();
     peer.write_all(b"DOE^JANE").await.unwrap();
-    let (socket, _) = listener.accept().await.unwrap();
-    let Err(error) = association::establish(&config(), socket).await else { panic!("associated") };
-    assert_eq!(association::reason(&error), "unexpected_pdu");
+    let mut link = upper::Link::new(Box::new(ours), 16_384, Duration::from_secs(60));
+    let Err(refusal) = association::establish(&config(), &mut link).await else { panic!("associated") };
+    assert_eq!(format!("{refusal:?}").matches("DOE").count(), 0);
+    assert_eq!(refusal.reason, "unexpected_pdu");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_peer_is_let_go_before_and_after_the_handshake() {
-    let limits = config::Receive { idle_timeout_ms: 500, handshake_timeout_ms: 500, ..config() };
-    let mut scp = scp(limits).await;
-    let mut silent = TcpStream::connect(("127.0.0.1", scp.port)).await.unwrap();
+    let before = scp(config::Receive { handshake_timeout_ms: 100, ..config() }).await;
+    let mut silent = TcpStream::connect(("127.0.0.1", before.port)).await.unwrap();
     assert!(rest(&mut silent).await.is_empty());
-    let mut client = scp.scanner().await;
+    let mut after = scp(config::Receive { idle_timeout_ms: 300, ..config() }).await;
+    let mut client = after.scanner().await;
     assert!(!matches!(client.receive().await, Ok(Pdu::PData { .. })));
-    while !matches!(scp.events.recv().await, Some(Event::Released { orderly: false, .. })) {}
+    while !matches!(after.events.recv().await, Some(Event::Released { orderly: false, .. })) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pdu_that_never_ends_is_let_go_however_steadily_it_drips() {
+    let limits = config::Receive { idle_timeout_ms: 1_000, handshake_timeout_ms: 60_000, ..config() };
+    let scp = scp(limits).await;
+    // Half open: a request that stops in the middle.
+    let whole = request("CT1", &[EXPLICIT]);
+    let mut half = TcpStream::connect(("127.0.0.1", scp.port)).await.unwrap();
+    half.write_all(&whole[..whole.len() / 2]).await.unwrap();
+    rest(&mut half).await;
+    // Slow drip: every byte comes, none of them late, the PDU never.
+    let mut drip = TcpStream::connect(("127.0.0.1", scp.port)).await.unwrap();
+    drip.write_all(&whole).await.unwrap();
+    drip.write_all(&[4, 0, 0, 2, 0, 0]).await.unwrap();
+    let mut n_dripped = 0;
+    while drip.write_all(&[0]).await.is_ok() {
+        n_dripped += 1;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert!(n_dripped < 0x2_0000 - 6, "the PDU came to its end");
+    }
+    assert_eq!(store(&mut scp.scanner().await, &phantom(1)).await, Status::SUCCESS);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_outside_the_list_is_refused_before_a_byte_is_read() {
+    // Loopback is always admitted, so the whole 127/8 is; a stranger is played by another address of this machine.
+    let strangers = [[10, 9, 8, 7], [203, 0, 113, 9]].map(std::net::IpAddr::from);
+    assert!(strangers.iter().all(|ip| !admit::peer(*ip, &config())));
+    let stranger =
+        std::net::UdpSocket::bind("0.0.0.0:0").and_then(|s| s.connect("203.0.113.9:9").map(|()| s));
+    let Some(own) = stranger.ok().and_then(|s| s.local_addr().ok()).filter(|a| !a.ip().is_loopback()) else {
+        eprintln!("left out: this machine has no address but loopback");
+        return;
+    };
+    let listener = TcpListener::bind(("0.0.0.0", 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let scp = scp_on(listener, config(), 64).await;
+    let mut socket = TcpStream::connect((own.ip(), port)).await.unwrap();
+    // Not even the head of a PDU is asked for.
+    assert!(rest(&mut socket).await.is_empty());
+    assert_eq!(store(&mut scp.scanner().await, &phantom(1)).await, Status::SUCCESS);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_is_turned_away_and_the_scanner_still_served_afterwards() {
+    let scp = scp(config::Receive { associations_max: 2, handshake_timeout_ms: 60_000, ..config() }).await;
+    let mut open = Vec::new();
+    for _ in 0..40 {
+        open.push(TcpStream::connect(("127.0.0.1", scp.port)).await.unwrap());
+    }
+    // All but twice the limit are closed at once, unread.
+    for socket in &mut open[4..] {
+        assert!(rest(socket).await.is_empty());
+    }
+    drop(open);
+    let mut tries = 0;
+    let mut client = loop {
+        match scp.associate("CT1", &[CT]).await {
+            Ok(client) => break client,
+            Err(_) if tries < 1_000 => tries += 1,
+            Err(error) => panic!("nobody is served any more: {error}"),
+        }
+    };
+    assert_eq!(store(&mut client, &phantom(1)).await, Status::SUCCESS);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -413,4 +532,31 @@ async fn dcmtk_is_served() {
     let words = String::from_utf8_lossy(&[sent.stdout, sent.stderr].concat()).into_owned();
     assert!(words.contains("Success"), "{words}");
     assert_eq!(scp.stored(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_what_storescu_proposes_in_its_order_we_accept_by_ours() {
+    if Program::new("storescu").arg("--version").output().is_err() {
+        eprintln!("left out: DCMTK is not installed");
+        return;
+    }
+    let scp = scp(config()).await;
+    let p = phantom(1);
+    assert_eq!(store(&mut scp.scanner().await, &p).await, Status::SUCCESS);
+    let file = scp.spool.rescan().unwrap().remove(0).path;
+    let port = scp.port.to_string();
+    let peer = ["-aet", "CT1", "-aec", "ICHD", "127.0.0.1", &port];
+    // Big endian first, JPEG Lossless first, RLE first; all in one context with the uncompressed ones behind.
+    for first in ["-xb", "-xs", "-xr"] {
+        let sent = Program::new("storescu").args(["-d", "+C", first]).args(peer).arg(&file).output().unwrap();
+        let words = String::from_utf8_lossy(&[sent.stdout, sent.stderr].concat()).into_owned();
+        let accepted: Vec<&str> = words.lines().filter(|l| l.contains("Accepted Transfer Syntax")).collect();
+        assert!(!accepted.is_empty(), "{words}");
+        assert!(accepted.iter().any(|l| l.contains("=LittleEndianExplicit")), "{first}: {words}");
+        let proposed = words.split("Proposed Transfer Syntax(es):").nth(1).unwrap().lines().nth(1).unwrap();
+        assert!(
+            !proposed.contains("=LittleEndianExplicit"),
+            "{first} does not put another one first: {words}"
+        );
+    }
 }

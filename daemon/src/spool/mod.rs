@@ -342,16 +342,27 @@ impl Incoming {
             false => spool.root.join("aside"),
         };
         let path = folder.join(format!("{}.dcm", header.sop.as_str()));
-        let placed = {
+        let (placed, path) = {
             let mut places = spool.places.lock().unwrap_or_else(PoisonError::into_inner);
-            spool.make_durable(&folder, &mut places)?;
-            self.place(&path, &sha256)?
+            match self.in_another_series(&folder, &path) {
+                Some(first) => {
+                    self.quarantine(&sha256)?;
+                    (Placed::Conflict, first)
+                }
+                None => {
+                    spool.make_durable(&folder, &mut places)?;
+                    (self.place(&path, &sha256)?, path)
+                }
+            }
         };
         // Also where the same bytes were there already: whoever put them there may have died before this.
+        let folder = match placed {
+            Placed::Conflict => spool.root.join("quarantine"),
+            Placed::New | Placed::Same => folder,
+        };
         sync_folder(&folder).map_err(StoreError::Io)?;
         Ok(match placed {
             Placed::Conflict => {
-                sync_folder(&spool.root.join("quarantine")).map_err(StoreError::Io)?;
                 // Said of the one that stays.
                 Stored::Conflict(Instance::read(path).map_err(unreadable)?)
             }
@@ -370,10 +381,21 @@ impl Incoming {
         if dataset::sha256(path).map_err(unreadable)? == *sha256 {
             return Ok(Placed::Same);
         }
-        let name = format!("{}.{}.dcm", self.meta.sop.as_str(), &crate::hex(sha256)[..16]);
-        let quarantine = self.spool.root.join("quarantine").join(name);
-        self.rename(&quarantine)?;
+        self.quarantine(sha256)?;
         Ok(Placed::Conflict)
+    }
+
+    fn quarantine(&mut self, sha256: &[u8; 32]) -> Result<(), StoreError> {
+        let name = format!("{}.{}.dcm", self.meta.sop.as_str(), &crate::hex(sha256)[..16]);
+        self.rename(&self.spool.root.join("quarantine").join(name))
+    }
+
+    /// A SOP Instance UID is unique in the world (PS3.5 9); of two series of a study that claim one, the first has it.
+    fn in_another_series(&self, folder: &Path, path: &Path) -> Option<PathBuf> {
+        let name = path.file_name()?;
+        let study = self.meta.is_image.then(|| folder.parent())??;
+        let others = fs::read_dir(study).ok()?.flatten().map(|e| e.path()).filter(|other| other != folder);
+        others.map(|other| other.join(name)).find(|other| other.exists())
     }
 
     fn rename(&mut self, to: &Path) -> Result<(), StoreError> {
