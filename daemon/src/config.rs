@@ -173,6 +173,8 @@ pub struct Alert {
     pub broker_port: u16,
     /// Mutual TLS to the broker; may be absent only on loopback.
     pub tls: Option<AlertTls>,
+    /// Password for the broker, where it asks for one; the user is `site.device`.
+    pub password_file: Option<PathBuf>,
     /// Largest inbound MQTT packet, bytes.
     pub inbound_bytes_max: u32,
     /// How long a PUBACK may take before the connection is rebuilt, ms.
@@ -187,6 +189,7 @@ impl Default for Alert {
             broker_host: "127.0.0.1".into(),
             broker_port: 1883,
             tls: None,
+            password_file: None,
             inbound_bytes_max: 1 << 20,
             puback_timeout_ms: 5_000,
             expiry_s: 43_200,

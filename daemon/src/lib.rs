@@ -6,7 +6,7 @@
 //! receive --Instance--> spool --SliceHeader--> assemble --Volume--> infer --Reading--> decide --Verdict--> alert
 //! ```
 //!
-//! Beside the line: `config`, `clock`, `health`, `ledger`. Only [`daemon`] knows every stage.
+//! Beside the line: `config`, `clock`, `enrol`, `health`, `ledger`. Only [`daemon`] knows every stage.
 #![forbid(unsafe_code)]
 
 pub mod dicom;
@@ -22,6 +22,8 @@ pub mod decide;
 
 pub mod alert;
 pub mod ledger;
+
+pub mod enrol;
 
 pub mod clock;
 pub mod config;

@@ -7,7 +7,9 @@
 mod chaos;
 mod evidence;
 mod host;
+mod enrolment;
 mod night;
 mod peers;
 mod refusals;
 mod testdata;
+mod wire;

@@ -188,6 +188,16 @@ impl Appliance {
         appliance
     }
 
+    /// An enrolled device; `alert` lines go to the table `[alert]`.
+    pub fn enrolled(device: &str, broker_port: u16, alert: &str) -> Self {
+        let mut appliance = Self::down(broker_port, ROOM);
+        let text =
+            std::fs::read_to_string(appliance.config()).unwrap().replace("\"ct-1\"", &format!("{device:?}"));
+        std::fs::write(appliance.config(), text + alert).unwrap();
+        appliance.up();
+        appliance
+    }
+
     fn down(broker_port: u16, extra: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let appliance =

@@ -22,6 +22,7 @@ use super::document::{Heartbeat, State, Status};
 use super::topic;
 use crate::clock;
 use crate::config;
+use crate::dicom::Phi;
 use crate::health::Pulse;
 use crate::infer::ModelId;
 use crate::ledger::{Ledger, OutboxRow};
@@ -48,6 +49,14 @@ pub enum PublisherError {
         key: &'static str,
         /// What is wrong.
         detail: String,
+    },
+    /// The password could not be read.
+    #[error("alert.password-file: failed to read `{path}`")]
+    Password {
+        /// Configured file.
+        path: std::path::PathBuf,
+        /// What the system said.
+        source: std::io::Error,
     },
 }
 
@@ -77,6 +86,7 @@ pub struct Publisher {
     config: config::Alert,
     heartbeat: Duration,
     transport: Transport,
+    password: Option<Phi<String>>,
     ledger: Arc<Ledger>,
     model: ModelId,
 }
@@ -93,8 +103,14 @@ impl Publisher {
             None => Transport::Tcp,
             Some(tls) => Transport::tls_with_config(TlsConfiguration::Rustls(Arc::new(client_tls(tls)?))),
         };
+        let read = |path: &std::path::PathBuf| {
+            let text = std::fs::read_to_string(path)
+                .map_err(|source| PublisherError::Password { path: path.clone(), source })?;
+            Ok(Phi::new(text.trim_end_matches(['\r', '\n']).to_owned()))
+        };
+        let password = config.password_file.as_ref().map(read).transpose()?;
         let heartbeat = Duration::from_secs(health.heartbeat_s);
-        Ok(Publisher { config: config.clone(), heartbeat, transport, ledger, model })
+        Ok(Publisher { config: config.clone(), heartbeat, transport, password, ledger, model })
     }
 
     /// Starts publishing.
@@ -233,6 +249,10 @@ impl Run {
         let id = format!("ichd-{}-{}", site.name, site.device);
         let mut options = MqttOptions::new(id, config.broker_host.clone(), config.broker_port);
         options.set_transport(self.publisher.transport.clone());
+        if let Some(password) = &self.publisher.password {
+            // `MqttOptions` prints it in `Debug`: never log the options.
+            options.set_credentials(site.device.clone(), password.reveal().clone());
+        }
         options.set_keep_alive(KEEP_ALIVE).set_clean_start(true).set_connection_timeout(5);
         // A will waits for its delay only while the session lives.
         options.set_session_expiry_interval(Some(WILL_DELAY_S));

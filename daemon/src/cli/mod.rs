@@ -3,6 +3,7 @@
 mod analyze;
 mod audit;
 mod check;
+mod enrol;
 mod journal;
 mod ledger;
 mod replay;
@@ -43,6 +44,8 @@ enum Command {
     Check(check::Args),
     /// Every series received, with its disposition and reason.
     Ledger(ledger::Args),
+    /// Who may speak on the site's broker: authority, certificates, Mosquitto configuration.
+    Enrol(enrol::Args),
     /// The hash-chained audit log: check it, print it.
     Audit(audit::Args),
     /// Reads stored series again and says whether the verdict is the ledger's, byte for byte.
@@ -105,6 +108,7 @@ pub fn main() -> ExitCode {
         Command::Analyze(args) => analyze::analyze(&args),
         Command::Check(args) => check::check(&args),
         Command::Ledger(args) => ledger::ledger(&args),
+        Command::Enrol(args) => enrol::enrol(&args),
         Command::Audit(args) => audit::audit(&args),
         Command::Replay(args) => replay::replay(&args),
     };

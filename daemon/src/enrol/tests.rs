@@ -1,0 +1,128 @@
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+use super::*;
+
+const NOW_MS: u64 = 1_790_000_000_000;
+
+fn settings(dir: &Path) -> Settings {
+    Settings {
+        site: "north".into(),
+        broker_names: vec!["broker.north.example".into()],
+        listen: "0.0.0.0".into(),
+        ports: Ports { mqtt: 8883, websockets: 8884, websockets_password: 8885, loopback: 1883 },
+        broker_dir: dir.join("broker"),
+        persistence_dir: "/var/lib/mosquitto".into(),
+    }
+}
+
+fn request(role: Role, name: &str) -> Request {
+    Request { role, name: name.into(), password: false, addresses: vec![], days: CLIENT_DAYS }
+}
+
+fn enrolled() -> (tempfile::TempDir, Enrolment) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut enrolment = Enrolment::init(dir.path(), settings(dir.path()), NOW_MS).unwrap();
+    enrolment.add(&request(Role::Device, "ct-1"), NOW_MS).unwrap();
+    enrolment.add(&request(Role::Station, "nurse-1"), NOW_MS).unwrap();
+    (dir, enrolment)
+}
+
+fn openssl(args: &[&str], dir: &Path) -> (bool, String) {
+    let output = Command::new("openssl").args(args).current_dir(dir).output().unwrap();
+    let words = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&words).into_owned())
+}
+
+#[test]
+fn every_file_is_for_its_owner_only_and_folders_too() {
+    fn walk(path: &Path) -> usize {
+        let mode = path.metadata().unwrap().permissions().mode() & 0o777;
+        if path.is_dir() {
+            assert_eq!(mode, 0o700, "{path:?}");
+            return path.read_dir().unwrap().map(|e| walk(&e.unwrap().path())).sum();
+        }
+        assert_eq!(mode, 0o600, "{path:?}");
+        1
+    }
+    let (dir, _) = enrolled();
+    assert_eq!(walk(&dir.path().join("ca")) + walk(&dir.path().join("broker")), 2 + 7);
+    assert_eq!(walk(&dir.path().join("device")) + walk(&dir.path().join("station")), 3 + 3);
+}
+
+#[test]
+fn openssl_accepts_what_was_made_and_refuses_what_was_revoked() {
+    let (dir, mut enrolment) = enrolled();
+    let verify = |file: &str, purpose: &str| {
+        let args = [
+            "verify",
+            "-crl_check",
+            "-CRLfile",
+            "broker/ca.crl",
+            "-CAfile",
+            "ca/ca.crt",
+            "-purpose",
+            purpose,
+            file,
+        ];
+        openssl(&args, dir.path())
+    };
+    assert!(verify("device/ct-1/device.crt", "sslclient").0);
+    assert!(verify("broker/broker.crt", "sslserver").0);
+    assert!(!verify("device/ct-1/device.crt", "sslserver").0, "a device is no server");
+    let (_, text) =
+        openssl(&["x509", "-noout", "-subject", "-in", "station/nurse-1/station.crt"], dir.path());
+    assert!(text.contains("CN = nurse-1") || text.contains("CN=nurse-1"), "{text}");
+    let kept = dir.path().join("kept.crt");
+    std::fs::copy(dir.path().join("station/nurse-1/station.crt"), &kept).unwrap();
+    enrolment.revoke("nurse-1", NOW_MS + 1).unwrap();
+    let (ok, text) = verify("kept.crt", "sslclient");
+    assert!(!ok && text.contains("revoked"), "{text}");
+    assert!(verify("device/ct-1/device.crt", "sslclient").0);
+}
+
+#[test]
+fn nothing_that_is_there_is_overwritten() {
+    let (dir, mut enrolment) = enrolled();
+    let again = Enrolment::init(dir.path(), settings(dir.path()), NOW_MS);
+    assert!(matches!(again, Err(EnrolError::Exists { .. })));
+    let taken = enrolment.add(&request(Role::Viewer, "nurse-1"), NOW_MS);
+    assert!(matches!(taken, Err(EnrolError::Taken { role: Role::Station, .. })), "a name is one role's");
+    std::fs::write(dir.path().join("broker/acl"), "user nurse-1\ntopic #\n").unwrap();
+    let edited = enrolment.add(&request(Role::Viewer, "wall"), NOW_MS);
+    assert!(matches!(edited, Err(EnrolError::Edited { .. })), "{edited:?}");
+}
+
+#[test]
+fn what_was_enrolled_is_there_after_opening_again_and_a_revoked_name_is_free() {
+    let (dir, enrolment) = enrolled();
+    let mut opened = Enrolment::open(dir.path()).unwrap();
+    assert_eq!(opened.identities(), enrolment.identities());
+    opened.revoke("nurse-1", NOW_MS + 1).unwrap();
+    assert!(matches!(opened.revoke("nurse-1", NOW_MS + 2), Err(EnrolError::Unknown(_))));
+    opened.add(&request(Role::Station, "nurse-1"), NOW_MS + 3).unwrap();
+    let acl = std::fs::read_to_string(dir.path().join("broker/acl")).unwrap();
+    assert_eq!(acl.matches("user nurse-1\n").count(), 1);
+}
+
+#[test]
+fn a_name_that_is_no_topic_level_is_refused() {
+    let (_dir, mut enrolment) = enrolled();
+    for name in ["", "+", "#", "a/b", "..", "Nurse", "a\ntopic write #", "a b", "-x", &"a".repeat(33)] {
+        assert!(
+            matches!(enrolment.add(&request(Role::Station, name), NOW_MS), Err(EnrolError::Name(_))),
+            "{name:?}"
+        );
+    }
+}
+
+#[test]
+fn a_password_stands_nowhere_but_in_its_own_file() {
+    let (dir, mut enrolment) = enrolled();
+    enrolment.add(&Request { password: true, ..request(Role::Station, "tablet") }, NOW_MS).unwrap();
+    let password = std::fs::read_to_string(dir.path().join("station/tablet/password")).unwrap();
+    assert_eq!((password.len(), password.matches('-').count()), (29, 5));
+    for file in ["enrolment.json", "broker/passwords", "broker/acl", "broker/mosquitto.conf"] {
+        assert!(!std::fs::read_to_string(dir.path().join(file)).unwrap().contains(&password), "{file}");
+    }
+}
