@@ -5,9 +5,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up its peers has failed")]
 
 mod chaos;
+mod enrolment;
 mod evidence;
 mod host;
-mod enrolment;
 mod night;
 mod peers;
 mod refusals;

@@ -175,9 +175,13 @@ fn judge(
     if let (Some(folder), Ok(reading)) = (&args.png, &reading) {
         // Named by what was read, never by whom.
         let path = folder.join(format!("{}.png", &verdict.input_sha256[..16]));
+        let of = |sop: &SopInstanceUid| volume.slices.iter().find(|s| s.instance.header.sop == *sop);
+        let planes: Result<Vec<_>, _> =
+            reading.slices.iter().filter_map(|s| of(&s.sop)).map(|s| reader.picture(s)).collect();
         std::fs::create_dir_all(folder)
             .map_err(|e| e.to_string())
-            .and_then(|()| sheet::write(&path, reading, &cache, verdict.disposition.finding()))
+            .and_then(|()| planes.map_err(|e| chain(&e)))
+            .and_then(|planes| sheet::write(&path, reading, &planes, verdict.disposition.finding()))
             .map_err(|e| Failure::failed(format!("failed to write `{}`: {e}", path.display())))?;
     }
     Ok((verdict, ms))

@@ -6,7 +6,6 @@ use std::path::Path;
 
 use crate::decide::Finding;
 use crate::infer::Reading;
-use crate::infer::SeriesCache;
 
 /// Brain window, HU.
 const LOW_HU: f32 = 0.0;
@@ -20,10 +19,9 @@ const AMBER: [u8; 3] = [230, 170, 30];
 pub fn write(
     path: &Path,
     reading: &Reading,
-    cache: &SeriesCache,
+    planes: &[Vec<f32>],
     finding: Option<&Finding>,
 ) -> Result<(), String> {
-    let planes: Vec<&[f32]> = reading.slices.iter().filter_map(|s| cache.plane(&s.sop)).collect();
     let Some(first) = planes.first() else { return Err("nothing was read".into()) };
     let size = first.len().isqrt();
     let (width, height) = (size * TILES_PER_ROW, size * planes.len().div_ceil(TILES_PER_ROW));

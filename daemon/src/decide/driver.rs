@@ -212,6 +212,7 @@ impl Judge {
 pub fn why(error: &ReadError) -> Why {
     match error {
         ReadError::Decode { .. } => Why::Undecodable,
+        ReadError::Blank { .. } => Why::BlankSlice,
         ReadError::Panicked => Why::Crashed,
         ReadError::Model { .. } => Why::ModelFailed,
     }

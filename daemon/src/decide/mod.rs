@@ -162,7 +162,7 @@ impl Disposition {
 
 /// A named operating point of the model manifest.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct OperatingPoint {
     /// `final` or `provisional`.
     pub name: String,
@@ -174,7 +174,7 @@ pub struct OperatingPoint {
 
 /// A tier of the model manifest; first match from the top wins.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct TierRule {
     /// Name, for people.
     pub name: String,

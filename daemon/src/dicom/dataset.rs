@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{BufRead, BufReader, Cursor, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
@@ -46,8 +46,18 @@ impl Dataset {
         let io = |source| HeaderError::Read { path: path.display().to_string(), source };
         let file = File::open(path).map_err(io)?;
         let length = file.metadata().map_err(io)?.len();
+        Self::walk(Box::new(file), length, wanted)
+    }
+
+    /// Walks a Part 10 file that is in memory.
+    pub fn parse(bytes: &[u8], wanted: &[Tag]) -> Result<Self, HeaderError> {
+        Self::walk(Box::new(Cursor::new(bytes)), bytes.len() as u64, wanted)
+    }
+
+    fn walk(bytes: Box<dyn ReadSeek + '_>, length: u64, wanted: &[Tag]) -> Result<Self, HeaderError> {
+        let io = |source| HeaderError::Read { path: "deflated data set".into(), source };
         let mut walk = Walk {
-            source: Source::Plain(BufReader::with_capacity(16 << 10, file)),
+            source: Source::Plain(BufReader::with_capacity(16 << 10, bytes)),
             ahead: Vec::new(),
             offset: 0,
             length: Some(length),
@@ -102,14 +112,14 @@ impl Dataset {
 pub fn source_ae(path: &Path) -> Result<Option<String>, HeaderError> {
     let file =
         File::open(path).map_err(|source| HeaderError::Read { path: path.display().to_string(), source })?;
-    let source = Source::Plain(BufReader::with_capacity(1 << 10, file));
+    let source = Source::Plain(BufReader::with_capacity(1 << 10, Box::new(file)));
     Walk { source, ahead: Vec::new(), offset: 0, length: None }.file_meta().map(|meta| meta.source_ae)
 }
 
 /// SHA-256 of the data set bytes of a Part 10 file: what the sender sent, without preamble and file meta.
 pub fn sha256(path: &Path) -> Result<[u8; 32], HeaderError> {
     let io = |source| HeaderError::Read { path: path.display().to_string(), source };
-    let file = File::open(path).map_err(io)?;
+    let file: Box<dyn ReadSeek> = Box::new(File::open(path).map_err(io)?);
     let source = Source::Plain(BufReader::new(file));
     let mut walk = Walk { source, ahead: Vec::new(), offset: 0, length: None };
     walk.file_meta()?;
@@ -137,13 +147,20 @@ struct Encoding {
     big_endian: bool,
 }
 
-enum Source {
-    Plain(BufReader<File>),
-    Inflated(Box<BufReader<std::io::Take<flate2::read::DeflateDecoder<BufReader<File>>>>>),
+/// A file, or bytes in memory.
+trait ReadSeek: Read + Seek {}
+
+impl<T: Read + Seek> ReadSeek for T {}
+
+type Plain<'a> = BufReader<Box<dyn ReadSeek + 'a>>;
+
+enum Source<'a> {
+    Plain(Plain<'a>),
+    Inflated(Box<BufReader<std::io::Take<flate2::read::DeflateDecoder<Plain<'a>>>>>),
 }
 
-struct Walk {
-    source: Source,
+struct Walk<'a> {
+    source: Source<'a>,
     /// Bytes peeked at across the end of the source's own buffer; they come before the source.
     ahead: Vec<u8>,
     offset: u64,
@@ -157,7 +174,7 @@ struct Element {
     length: u32,
 }
 
-impl Source {
+impl Source<'_> {
     fn buffer(&mut self) -> std::io::Result<&[u8]> {
         match self {
             Source::Plain(r) => r.fill_buf(),
@@ -177,7 +194,7 @@ fn syntax(detail: impl Into<String>) -> HeaderError {
     HeaderError::Syntax { detail: detail.into() }
 }
 
-impl Walk {
+impl Walk<'_> {
     fn inflated(self) -> std::io::Result<Self> {
         let Source::Plain(mut file) = self.source else { return Ok(self) };
         // Stand exactly behind the file meta, whatever was peeked at.

@@ -107,7 +107,15 @@ pub enum HeaderError {
 impl SliceHeader {
     /// Reads the header of one stored instance, in memory bounded by a constant whatever lengths the file declares.
     pub fn read(path: &Path) -> Result<Self, HeaderError> {
-        let d = Dataset::read(path, &tag::WANTED)?;
+        Self::from_dataset(Dataset::read(path, &tag::WANTED)?)
+    }
+
+    /// The same of a Part 10 file that is in memory.
+    pub fn parse(bytes: &[u8]) -> Result<Self, HeaderError> {
+        Self::from_dataset(Dataset::parse(bytes, &tag::WANTED)?)
+    }
+
+    fn from_dataset(d: Dataset) -> Result<Self, HeaderError> {
         let upper = |t: Option<String>| t.unwrap_or_default().to_ascii_uppercase();
         Ok(SliceHeader {
             study: uid(&d, tag::STUDY, "StudyInstanceUID", StudyUid::parse)?,

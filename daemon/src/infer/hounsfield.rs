@@ -58,6 +58,12 @@ pub enum DecodeError {
 
 /// Decodes one instance.
 pub fn decode(path: &Path, header: &SliceHeader) -> Result<HuImage, DecodeError> {
+    let read = |source| HeaderError::Read { path: path.display().to_string(), source };
+    decode_bytes(&std::fs::read(path).map_err(read).map_err(DecodeError::Header)?, header)
+}
+
+/// Decodes one instance from the bytes of its file.
+pub fn decode_bytes(bytes: &[u8], header: &SliceHeader) -> Result<HuImage, DecodeError> {
     const WANTED: [Tag; 9] = [
         PHOTOMETRIC,
         BITS_ALLOCATED,
@@ -69,12 +75,12 @@ pub fn decode(path: &Path, header: &SliceHeader) -> Result<HuImage, DecodeError>
         INTERCEPT,
         SLOPE,
     ];
-    let d = Dataset::read(path, &WANTED).map_err(DecodeError::Header)?;
+    let d = Dataset::parse(bytes, &WANTED).map_err(DecodeError::Header)?;
     if d.text(PHOTOMETRIC).is_some_and(|p| p != "MONOCHROME2") {
         return Err(DecodeError::NotASlice("photometric interpretation is not MONOCHROME2"));
     }
     let decoded =
-        catch_unwind(AssertUnwindSafe(|| stored_bytes(path))).map_err(|_| DecodeError::Panicked)??;
+        catch_unwind(AssertUnwindSafe(|| stored_bytes(bytes))).map_err(|_| DecodeError::Panicked)??;
     let (rows, columns) = (usize::from(header.rows), usize::from(header.columns));
     let stored = stored_values(&decoded, rows * columns)?;
     let scale = Scale::new(&d)?;
@@ -90,8 +96,8 @@ struct Decoded {
     bits_allocated: u16,
 }
 
-fn stored_bytes(path: &Path) -> Result<Decoded, DecodeError> {
-    let object = dicom_object::open_file(path).map_err(|e| DecodeError::Pixels(e.to_string()))?;
+fn stored_bytes(bytes: &[u8]) -> Result<Decoded, DecodeError> {
+    let object = dicom_object::from_reader(bytes).map_err(|e| DecodeError::Pixels(e.to_string()))?;
     let pixels = object.decode_pixel_data().map_err(|e| DecodeError::Pixels(crate::chain(&e)))?;
     Ok(Decoded { bits_allocated: pixels.bits_allocated(), bytes: pixels.data().to_vec() })
 }
@@ -116,6 +122,7 @@ struct Scale {
     shift: u32,
     bits: u32,
     signed: bool,
+    /// As numbers of the pixels' sign, whatever Bits Stored says: some write padding beyond it.
     padding: Option<(i32, i32)>,
     slope: f64,
     intercept: f64,
@@ -150,6 +157,9 @@ impl Scale {
         // Some write a negative padding value as unsigned; sixteen bits are sixteen bits.
         let padding =
             |tag| d.short(tag).map(|raw| if signed { i32::from(raw as i16) } else { i32::from(raw) });
+        if !(scale.slope != 0.0 && scale.slope.abs() <= 1e3 && scale.intercept.abs() <= 1e5) {
+            return Err(DecodeError::NotASlice("rescale is out of any range"));
+        }
         scale.padding = padding(PADDING).map(|value| {
             let limit = padding(PADDING_LIMIT).unwrap_or(value);
             (value.min(limit), value.max(limit))
@@ -161,7 +171,10 @@ impl Scale {
         let value = u32::from(raw) >> self.shift & ((1u32 << self.bits) - 1);
         let unused = 32 - self.bits;
         let value = if self.signed { (value << unused) as i32 >> unused } else { value as i32 };
-        if self.padding.is_some_and(|(low, high)| (low..=high).contains(&value)) {
+        // A padding value that the stored bits cannot hold stands in the whole cell; one that they can, in them.
+        let cell = if self.signed { i32::from(raw as i16) } else { i32::from(raw) };
+        let is_padding = |v| self.padding.is_some_and(|(low, high)| (low..=high).contains(&v));
+        if is_padding(value) || is_padding(cell) {
             return AIR_HU;
         }
         (f64::from(value) * self.slope + self.intercept) as f32
@@ -207,6 +220,21 @@ mod tests {
         assert_eq!(scale(true, 13).hu(0x1fff), -25.0);
         assert_eq!(scale(false, 12).hu(0xf001), -23.0);
         assert_eq!(scale(true, 16).hu(63536), AIR_HU);
+    }
+
+    #[test]
+    fn padding_beyond_the_stored_bits_is_found_in_the_whole_cell_and_never_mistaken_for_tissue() {
+        let padded = |signed, bits, value| Scale { padding: Some((value, value)), ..scale(signed, bits) };
+        // Unsigned 12 bits, padding 63536 (-2000 written as unsigned): its low 12 bits, 2096, are bone.
+        let unsigned = padded(false, 12, 63536);
+        assert_eq!(unsigned.hu(63536), AIR_HU);
+        assert_eq!(unsigned.hu(2096), 2072.0);
+        // Unsigned 12 bits, padding 0, overlay bits above the stored ones.
+        assert_eq!(padded(false, 12, 0).hu(0xf000), AIR_HU);
+        // Signed 12 bits cannot hold -3000; the cell can.
+        let signed = padded(true, 12, -3000);
+        assert_eq!(signed.hu((-3000i16) as u16), AIR_HU);
+        assert_eq!(signed.hu(((-3000i16) as u16) & 0x0fff), 1096.0 - 24.0);
     }
 
     #[test]

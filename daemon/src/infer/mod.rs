@@ -1,7 +1,10 @@
 //! Three networks over one volume: base CNN per slice, sequence 1 over features, sequence 2 over probabilities.
 
 pub mod backend;
+mod cache;
+mod choose;
 pub mod driver;
+mod golden;
 pub mod hounsfield;
 pub mod manifest;
 pub mod package;
@@ -9,8 +12,12 @@ pub mod preprocess;
 pub mod reader;
 pub mod tissue;
 
+#[cfg(test)]
+mod reader_tests;
+
+pub use cache::SeriesCache;
 pub use package::ModelError;
-pub use reader::{ReadError, Reader, SeriesCache};
+pub use reader::{ReadError, Reader};
 
 use serde::{Deserialize, Serialize};
 

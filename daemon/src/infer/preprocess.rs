@@ -64,6 +64,7 @@ mod tests {
         Input {
             size_px,
             field_mm,
+            center: "image".into(),
             resize: "area".into(),
             outside_hu: -1000.0,
             clip_hu: [-1024.0, 3071.0],

@@ -1,30 +1,32 @@
 //! One volume through the three stages. Reading ahead only fills a cache, so it cannot change a result.
+//!
+//! A slice is one task: decode what is missing of it and its neighbours, then run the base CNN. Threads take tasks in
+//! order, so decoding of one slice goes on while another is in the network, and a plane lives only as long as a
+//! neighbour needs it. The sequence models run once over all slices.
 
-use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use serde::Deserialize;
-
-use super::backend::{Backend, BaseOutput, SEQ2_COLUMNS, Tract};
-use super::hounsfield::{self, DecodeError};
-use super::manifest::{Channel, Input};
-use super::package::{ModelError, Package, read, read_keys};
-use super::{LesionArea, ModelId, Reading, Scores, SliceReading, Timings, Tissue, preprocess, tissue};
-use crate::assemble::{PlacedSlice, Volume, geometry};
+use super::backend::tract::Tract;
+use super::backend::{Backend, BaseOutput, SEQ2_COLUMNS};
+use super::cache::{PlaneAndTissue, SeriesCache, sop, triple};
+use super::hounsfield::{self, DecodeError, HuImage};
+use super::manifest::{Channel, Input, ManifestError};
+use super::package::{ModelError, Package, read_keys};
+use super::{
+    LesionArea, ModelId, Reading, Scores, SliceReading, Timings, choose, golden, preprocess, tissue,
+};
+use crate::assemble::{PlacedSlice, Volume};
 use crate::clock;
 use crate::config;
 use crate::decide::Policy;
 use crate::dicom::SopInstanceUid;
 use crate::health::Pulse;
-use crate::spool::Instance;
 
 /// Map cells at or above this count as lesion.
 const MAP_THRESHOLD: f32 = 0.5;
-/// Golden scores may differ by this much between machines.
-const GOLDEN_TOLERANCE: f32 = 1e-3;
 
 /// Why a volume was not read.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +39,12 @@ pub enum ReadError {
         /// Why.
         source: DecodeError,
     },
+    /// A slice holds one single value; no network is asked about it.
+    #[error("a slice holds one single value")]
+    Blank {
+        /// Which one.
+        sop: SopInstanceUid,
+    },
     /// Something inside panicked.
     #[error("reading panicked")]
     Panicked,
@@ -46,47 +54,6 @@ pub enum ReadError {
         /// What the backend said.
         detail: String,
     },
-}
-
-struct PlaneAndTissue {
-    hu: preprocess::Plane,
-    tissue: Tissue,
-}
-
-/// A slice with the neighbours it was read with.
-type Triple = (SopInstanceUid, SopInstanceUid, SopInstanceUid);
-
-/// What was already computed of one series: planes by slice, base outputs by slice and neighbours.
-#[derive(Default)]
-pub struct SeriesCache {
-    planes: HashMap<SopInstanceUid, Arc<PlaneAndTissue>>,
-    base: HashMap<Triple, Arc<BaseOutput>>,
-}
-
-impl SeriesCache {
-    /// Highest base `any` of two neighbouring slices already read: how confident a provisional look would be.
-    pub fn confident_pair(&self, volume: &Volume) -> f32 {
-        let any = |w: &[PlacedSlice]| {
-            let key = (sop(&w[0]), sop(&w[1]), sop(&w[2]));
-            self.base.get(&key).map_or(0.0, |b| b.probs[0])
-        };
-        let any: Vec<f32> = volume.slices.windows(3).map(any).collect();
-        any.windows(2).map(|w| w[0].min(w[1])).fold(0.0, f32::max)
-    }
-
-    /// One slice on the network's grid, HU, row-major; `None` if it was not read.
-    pub fn plane(&self, sop: &SopInstanceUid) -> Option<&[f32]> {
-        self.planes.get(sop).map(|p| p.hu.as_slice())
-    }
-
-    /// Number of slices read so far.
-    pub fn n_read(&self) -> usize {
-        self.base.len()
-    }
-}
-
-fn sop(slice: &PlacedSlice) -> SopInstanceUid {
-    slice.instance.header.sop.clone()
 }
 
 /// A loaded model that has proved itself on its golden series.
@@ -106,23 +73,39 @@ impl Reader {
     /// Opens the package (signature, hashes), builds the graphs and reads the golden series.
     pub fn load(config: &config::Infer) -> Result<Self, ModelError> {
         let package = Package::open(&config.model, &read_keys(&config.trusted_keys)?)?;
-        let manifest = &package.manifest;
         let threads = match config.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => n,
         };
-        let reader = Reader {
-            backend: Box::new(Tract::load(&package)?),
+        let reader =
+            Self::with(Box::new(Tract::load(&package)?), &package, threads).map_err(ModelError::Manifest)?;
+        golden::prove(&reader, &package)?;
+        Ok(reader)
+    }
+
+    pub(super) fn with(
+        backend: Box<dyn Backend>,
+        package: &Package,
+        threads: usize,
+    ) -> Result<Self, ManifestError> {
+        let manifest = &package.manifest;
+        Ok(Reader {
+            backend,
             input: manifest.input.clone(),
-            channels: manifest.channels().map_err(ModelError::Manifest)?,
+            channels: manifest.channels()?,
             map_px: manifest.graphs.base.map_px,
-            policy: manifest.policy().map_err(ModelError::Manifest)?,
+            policy: manifest.policy()?,
             model: package.id.clone(),
             threads,
             pulse: None,
-        };
-        reader.prove(&package)?;
-        Ok(reader)
+        })
+    }
+
+    /// The same recipe on a smaller grid, for tests whose backend does not mind.
+    #[cfg(test)]
+    pub(super) fn on_grid(mut self, size_px: usize) -> Self {
+        self.input.size_px = size_px;
+        self
     }
 
     /// Lets every slice that is read beat this pulse.
@@ -141,18 +124,35 @@ impl Reader {
         &self.model
     }
 
-    /// Reads ahead: every slice whose two neighbours have arrived and lie no further away than the usual step.
-    pub fn prefetch(&self, volume: &Volume, cache: &mut SeriesCache) -> Result<(), ReadError> {
-        let Some(usual_mm) = geometry::usual_step_mm(&volume.steps_mm) else { return Ok(()) };
-        if usual_mm < self.input.step_mm_min {
-            // Which slices of a thin series are read is known only when it is complete.
-            return Ok(());
+    /// Threads that read slices.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Reads ahead at most `slices_max` slices whose neighbours are known; says whether there are more.
+    pub fn prefetch(
+        &self,
+        volume: &Volume,
+        cache: &mut SeriesCache,
+        slices_max: usize,
+    ) -> Result<bool, ReadError> {
+        let ahead = choose::ahead(volume, self.input.step_mm_min, cache.ends.stay(volume));
+        let mut wanted = ahead.ready;
+        wanted.retain(|&i| !cache.base.contains_key(&triple(&ahead.slices, i)));
+        let more = wanted.len() > slices_max;
+        wanted.truncate(slices_max);
+        if !wanted.is_empty() {
+            guarded(|| self.fill(&ahead.slices, &wanted, cache, &mut Timings::default()))?;
         }
-        let chosen: Vec<&PlacedSlice> = volume.slices.iter().collect();
-        let near = |i: usize| volume.steps_mm[i] <= 1.5 * usual_mm;
-        let ready: Vec<usize> =
-            (1..chosen.len().saturating_sub(1)).filter(|&i| near(i - 1) && near(i)).collect();
-        guarded(|| self.fill(&chosen, &ready, cache, &mut Timings::default()))
+        Ok(more)
+    }
+
+    /// Highest base `any` of two neighbouring slices already read: how confident a provisional look would be.
+    pub fn confident_pair(&self, volume: &Volume, cache: &SeriesCache) -> f32 {
+        let chosen = choose::slices(volume, self.input.step_mm_min);
+        let any = |i| cache.base.get(&triple(&chosen, i)).map_or(0.0, |b| b.probs[0]);
+        let any: Vec<f32> = (0..chosen.len()).map(any).collect();
+        any.windows(2).map(|w| w[0].min(w[1])).fold(0.0, f32::max)
     }
 
     /// Reads a whole volume; what the cache holds is not computed again.
@@ -163,7 +163,7 @@ impl Reader {
     fn read_unguarded(&self, volume: &Volume, cache: &mut SeriesCache) -> Result<Reading, ReadError> {
         let start = clock::now();
         let mut ms = Timings::default();
-        let chosen = self.choose(volume);
+        let chosen = choose::slices(volume, self.input.step_mm_min);
         let all: Vec<usize> = (0..chosen.len()).collect();
         self.fill(&chosen, &all, cache, &mut ms)?;
         let sequence_start = clock::now();
@@ -187,7 +187,7 @@ impl Reader {
                 base: Scores(base[i].probs),
                 seq1: Scores(seq1[i]),
                 fused: Scores(fused[i]),
-                tissue: cache.planes[&sop(chosen[i])].tissue,
+                tissue: cache.tissue[&sop(chosen[i])],
                 lesion: self.lesion_area(&base[i].map),
             })
             .collect();
@@ -195,28 +195,14 @@ impl Reader {
         for slice in &slices {
             series.0.iter_mut().zip(slice.fused.0).for_each(|(max, p)| *max = max.max(p));
         }
-        if !series.0.iter().all(|p| p.is_finite()) {
-            return Err(ReadError::Model { detail: "a probability is not a number".into() });
-        }
         ms.total = millis(start);
         Ok(Reading { series, slices, model: self.model.clone(), ms })
     }
 
-    /// Thin series are read in part: from the lowest slice up, the next one at `step-mm-min` or more.
-    fn choose<'a>(&self, volume: &'a Volume) -> Vec<&'a PlacedSlice> {
-        let mut last = f64::NEG_INFINITY;
-        let far = |slice: &&PlacedSlice| {
-            let take = slice.z_mm >= last + self.input.step_mm_min - 1e-3;
-            if take {
-                last = slice.z_mm;
-            }
-            take
-        };
-        // A series whose usual step is wide enough is read in full, overlaps and all.
-        if geometry::usual_step_mm(&volume.steps_mm).is_some_and(|s| s >= self.input.step_mm_min) {
-            return volume.slices.iter().collect();
-        }
-        volume.slices.iter().filter(far).collect()
+    /// One slice on the network's grid, HU, row-major [S x S], for pictures; decoded anew.
+    pub fn picture(&self, slice: &PlacedSlice) -> Result<preprocess::Plane, ReadError> {
+        let plane = guarded(|| self.plane(slice, &Mutex::default()))?;
+        Ok(Arc::into_inner(plane).map_or_else(Vec::new, |p| p.hu))
     }
 
     /// Computes what is missing for the wanted slices, on all threads.
@@ -227,44 +213,37 @@ impl Reader {
         cache: &mut SeriesCache,
         ms: &mut Timings,
     ) -> Result<(), ReadError> {
-        let mut missing: Vec<&PlacedSlice> = Vec::new();
-        for &i in wanted {
-            for j in [i.saturating_sub(1), i, (i + 1).min(chosen.len() - 1)] {
-                let known = cache.planes.contains_key(&sop(chosen[j]));
-                if !known && !missing.iter().any(|m| std::ptr::eq(*m, chosen[j])) {
-                    missing.push(chosen[j]);
-                }
-            }
-        }
-        let spent = Mutex::new(Timings::default());
-        for (slice, plane) in
-            missing.iter().zip(self.parallel(missing.len(), |i| self.plane(missing[i], &spent))?)
-        {
-            cache.planes.insert(sop(slice), plane);
-        }
         let todo: Vec<usize> =
             wanted.iter().copied().filter(|&i| !cache.base.contains_key(&triple(chosen, i))).collect();
+        let slots = Slots::new(chosen, &todo, cache);
+        let spent = Mutex::new(Timings::default());
         let outputs = self.parallel(todo.len(), |n| {
-            let key = triple(chosen, todo[n]);
+            let i = todo[n];
+            let planes = slots.neighbours(i, |j| self.plane(chosen[j], &spent))?;
             let start = clock::now();
-            let hu = |sop: &SopInstanceUid| &cache.planes[sop].hu;
-            let x = preprocess::tensor([hu(&key.0), hu(&key.1), hu(&key.2)], &self.channels, &self.input);
+            let x = preprocess::tensor(
+                [&planes[0].hu, &planes[1].hu, &planes[2].hu],
+                &self.channels,
+                &self.input,
+            );
+            drop(planes);
+            slots.done(i);
             let windowed_ms = millis(start);
             let output = self.backend.base(&x).map_err(|detail| ReadError::Model { detail })?;
-            if let Ok(mut spent) = spent.lock() {
-                spent.preprocess += windowed_ms;
-                spent.base += millis(start) - windowed_ms;
-            }
+            let mut spent = locked(&spent);
+            spent.preprocess += windowed_ms;
+            spent.base += millis(start) - windowed_ms;
             Ok(Arc::new(output))
-        })?;
-        for (&i, output) in todo.iter().zip(outputs) {
+        });
+        let planes = slots.into_planes(chosen, cache);
+        for (&i, output) in todo.iter().zip(outputs?) {
             cache.base.insert(triple(chosen, i), output);
         }
-        if let Ok(spent) = spent.lock() {
-            ms.decode += spent.decode;
-            ms.preprocess += spent.preprocess;
-            ms.base += spent.base;
-        }
+        cache.keep_planes(chosen, planes);
+        let spent = locked(&spent);
+        ms.decode += spent.decode;
+        ms.preprocess += spent.preprocess;
+        ms.base += spent.base;
         Ok(())
     }
 
@@ -274,15 +253,24 @@ impl Reader {
         let image = hounsfield::decode(&slice.instance.path, header)
             .map_err(|source| ReadError::Decode { sop: header.sop.clone(), source })?;
         let decode_ms = millis(start);
+        let plane = self.measured(&image);
+        let mut spent = locked(spent);
+        spent.decode += decode_ms;
+        spent.preprocess += millis(start) - decode_ms;
+        if plane.tissue.blank {
+            Err(ReadError::Blank { sop: header.sop.clone() })
+        } else {
+            Ok(Arc::new(plane))
+        }
+    }
+
+    /// One decoded slice on the network's grid.
+    pub(super) fn measured(&self, image: &HuImage) -> PlaneAndTissue {
         let blank = image.hu.windows(2).all(|w| w[0] == w[1]);
-        let hu = preprocess::plane(&image, &self.input);
+        let hu = preprocess::plane(image, &self.input);
         let pixel_mm = self.input.field_mm / self.input.size_px as f64;
         let tissue = tissue::measure(&hu, self.input.size_px, pixel_mm, blank);
-        if let Ok(mut spent) = spent.lock() {
-            spent.decode += decode_ms;
-            spent.preprocess += millis(start) - decode_ms;
-        }
-        Ok(Arc::new(PlaneAndTissue { hu, tissue }))
+        PlaneAndTissue { hu, tissue }
     }
 
     /// Runs `work(0..n)` on the reader's threads; results stay in order, the first error by index wins.
@@ -299,9 +287,15 @@ impl Reader {
                 if i >= n {
                     return done;
                 }
-                done.push((i, work(i)));
+                let result = work(i);
+                let failed = result.is_err();
+                done.push((i, result));
                 if let Some(pulse) = &self.pulse {
                     pulse.beat();
+                }
+                if failed {
+                    // Tasks are taken in order, so every one before this has been taken; the rest is in vain.
+                    next.store(n, Ordering::Relaxed);
                 }
             }
         };
@@ -334,56 +328,103 @@ impl Reader {
         }
         area
     }
-
-    /// The golden series must be answered as it was when the package was made.
-    fn prove(&self, package: &Package) -> Result<(), ModelError> {
-        #[derive(Deserialize)]
-        struct Expected {
-            base: Vec<[f32; 6]>,
-            seq1: Vec<[f32; 6]>,
-            r#final: Vec<[f32; 6]>,
-        }
-        let golden = |detail: String| ModelError::Golden { detail };
-        let expected = read(&package.dir.join(&package.manifest.golden.expected))?;
-        let expected: Expected =
-            serde_json::from_slice(&expected).map_err(|e| golden(format!("expected scores: {e}")))?;
-        let mut instances = Vec::new();
-        for path in package.golden_files() {
-            instances.push(Instance::read(path).map_err(|e| golden(crate::chain(&e)))?);
-        }
-        let Some(first) = instances.first() else { return Err(golden("holds no files".into())) };
-        let (study, series) = (first.header.study.clone(), first.header.series.clone());
-        let volume = geometry::place(study, series, instances);
-        let reading =
-            self.read(&volume, &mut SeriesCache::default()).map_err(|e| golden(crate::chain(&e)))?;
-        type Stage<'a> = (&'a str, &'a [[f32; 6]], fn(&SliceReading) -> Scores);
-        let stages: [Stage; 3] = [
-            ("base", &expected.base, |s| s.base),
-            ("seq1", &expected.seq1, |s| s.seq1),
-            ("final", &expected.r#final, |s| s.fused),
-        ];
-        for (stage, expected, of) in stages {
-            if expected.len() != reading.slices.len() {
-                return Err(golden(format!(
-                    "{} slices read, {} expected",
-                    reading.slices.len(),
-                    expected.len()
-                )));
-            }
-            for (i, (slice, want)) in reading.slices.iter().zip(expected).enumerate() {
-                for (got, want) in of(slice).0.iter().zip(want) {
-                    if got.is_nan() || (got - want).abs() > GOLDEN_TOLERANCE {
-                        return Err(golden(format!("{stage} of slice {i} is {got}, expected {want}")));
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
-fn triple(chosen: &[&PlacedSlice], i: usize) -> Triple {
-    (sop(chosen[i.saturating_sub(1)]), sop(chosen[i]), sop(chosen[(i + 1).min(chosen.len() - 1)]))
+/// The planes of one call, each decoded once by whichever task needs it first, and gone after the last one.
+struct Slots {
+    slots: Vec<Mutex<Slot>>,
+}
+
+#[derive(Default)]
+struct Slot {
+    plane: Option<Arc<PlaneAndTissue>>,
+    tissue: Option<super::Tissue>,
+    /// Tasks of this call that still need it.
+    uses: usize,
+    /// A slice that is not read in this call may need it later.
+    later: bool,
+}
+
+impl Slots {
+    fn new(chosen: &[&PlacedSlice], todo: &[usize], cache: &SeriesCache) -> Self {
+        let last = chosen.len().saturating_sub(1);
+        let mut slots: Vec<Slot> = (0..chosen.len())
+            .map(|j| Slot {
+                plane: cache.planes.get(&sop(chosen[j])).cloned(),
+                later: j <= 1 || j + 1 >= last,
+                ..Slot::default()
+            })
+            .collect();
+        let mut now = vec![false; chosen.len()];
+        todo.iter().for_each(|&i| now[i] = true);
+        for i in 0..chosen.len() {
+            let read = now[i] || cache.base.contains_key(&triple(chosen, i));
+            for j in Self::around(i, chosen.len()) {
+                slots[j].uses += usize::from(now[i]);
+                slots[j].later |= !read;
+            }
+        }
+        Slots { slots: slots.into_iter().map(Mutex::new).collect() }
+    }
+
+    /// Position `i` and its neighbours, each once.
+    fn around(i: usize, n: usize) -> std::ops::RangeInclusive<usize> {
+        i.saturating_sub(1)..=(i + 1).min(n - 1)
+    }
+
+    /// The planes below, at and above `i`; of several that fail the lowest is named, whoever came first.
+    fn neighbours(
+        &self,
+        i: usize,
+        decode: impl Fn(usize) -> Result<Arc<PlaneAndTissue>, ReadError>,
+    ) -> Result<[Arc<PlaneAndTissue>; 3], ReadError> {
+        let [below, above] = [i.saturating_sub(1), (i + 1).min(self.slots.len() - 1)];
+        // Below comes last: its decoding is most likely under way in another thread.
+        let [own, up, down] = [i, above, below].map(|j| self.plane(j, &decode));
+        let down = down?;
+        Ok([down, own?, up?])
+    }
+
+    fn plane(
+        &self,
+        j: usize,
+        decode: impl Fn(usize) -> Result<Arc<PlaneAndTissue>, ReadError>,
+    ) -> Result<Arc<PlaneAndTissue>, ReadError> {
+        let mut slot = locked(&self.slots[j]);
+        if let Some(plane) = &slot.plane {
+            return Ok(plane.clone());
+        }
+        let plane = decode(j)?;
+        slot.tissue = Some(plane.tissue);
+        slot.plane = Some(plane.clone());
+        Ok(plane)
+    }
+
+    fn done(&self, i: usize) {
+        for j in Self::around(i, self.slots.len()) {
+            let mut slot = locked(&self.slots[j]);
+            slot.uses = slot.uses.saturating_sub(1);
+            if slot.uses == 0 && !slot.later {
+                slot.plane = None;
+            }
+        }
+    }
+
+    fn into_planes(
+        self,
+        chosen: &[&PlacedSlice],
+        cache: &mut SeriesCache,
+    ) -> Vec<Option<Arc<PlaneAndTissue>>> {
+        let slots = self.slots.into_iter().map(|s| s.into_inner().unwrap_or_else(PoisonError::into_inner));
+        let mut planes = Vec::with_capacity(chosen.len());
+        for (slice, slot) in chosen.iter().zip(slots) {
+            if let Some(tissue) = slot.tissue {
+                cache.tissue.insert(sop(slice), tissue);
+            }
+            planes.push(slot.plane);
+        }
+        planes
+    }
 }
 
 /// Distance to the slice below (lowest: to the one above) / 10 mm, clipped to [0, 2].
@@ -397,6 +438,11 @@ fn step_meta(chosen: &[&PlacedSlice], i: usize) -> f32 {
 
 fn millis(since: Instant) -> f64 {
     (clock::now() - since).as_secs_f64() * 1e3
+}
+
+/// What these locks guard is whole at any moment; a panic elsewhere is reported as such.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A panic while reading one series is that series' trouble alone.

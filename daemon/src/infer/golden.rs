@@ -1,0 +1,69 @@
+//! The golden series must be answered as it was when the package was made, before a model may read a patient.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use super::cache::SeriesCache;
+use super::package::{ModelError, Package};
+use super::reader::Reader;
+use super::{Scores, SliceReading, hounsfield};
+use crate::assemble::geometry;
+use crate::dicom::SliceHeader;
+use crate::spool::Instance;
+
+/// Golden scores may differ by this much between machines and backends.
+pub const TOLERANCE: f32 = 1e-3;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Expected {
+    base: Vec<[f32; 6]>,
+    seq1: Vec<[f32; 6]>,
+    r#final: Vec<[f32; 6]>,
+}
+
+/// Reads the golden series from the package's verified bytes and compares every probability of every stage.
+pub(super) fn prove(reader: &Reader, package: &Package) -> Result<(), ModelError> {
+    let golden = |detail: String| ModelError::Golden { detail };
+    let expected: Expected = serde_json::from_slice(package.file(&package.manifest.golden.expected))
+        .map_err(|e| golden(format!("expected scores: {e}")))?;
+    let mut instances = Vec::new();
+    let mut cache = SeriesCache::default();
+    for file in package.manifest.golden_files() {
+        let bytes = package.file(file);
+        let fault = |e: &dyn std::error::Error| golden(format!("`{file}`: {}", crate::chain(e)));
+        let header = SliceHeader::parse(bytes).map_err(|e| fault(&e))?;
+        let image = hounsfield::decode_bytes(bytes, &header).map_err(|e| fault(&e))?;
+        let plane = reader.measured(&image);
+        cache.tissue.insert(header.sop.clone(), plane.tissue);
+        cache.planes.insert(header.sop.clone(), Arc::new(plane));
+        let sha256 = Sha256::digest(bytes).into();
+        instances.push(Instance { header: Arc::new(header), path: file.into(), sha256 });
+    }
+    let Some(first) = instances.first() else { return Err(golden("holds no files".into())) };
+    let (study, series) = (first.header.study.clone(), first.header.series.clone());
+    let volume = geometry::place(study, series, instances);
+    let reading = reader.read(&volume, &mut cache).map_err(|e| golden(crate::chain(&e)))?;
+    type Stage<'a> = (&'a str, &'a [[f32; 6]], fn(&SliceReading) -> Scores);
+    let stages: [Stage; 3] = [
+        ("base", &expected.base, |s| s.base),
+        ("seq1", &expected.seq1, |s| s.seq1),
+        ("final", &expected.r#final, |s| s.fused),
+    ];
+    for (stage, expected, of) in stages {
+        if expected.len() != reading.slices.len() {
+            return Err(golden(format!("{} slices read, {} expected", reading.slices.len(), expected.len())));
+        }
+        for (i, (slice, want)) in reading.slices.iter().zip(expected).enumerate() {
+            for (got, want) in of(slice).0.iter().zip(want) {
+                let difference = (got - want).abs();
+                if difference.is_nan() || difference > TOLERANCE {
+                    return Err(golden(format!("{stage} of slice {i} is {got}, expected {want}")));
+                }
+            }
+        }
+    }
+    Ok(())
+}
