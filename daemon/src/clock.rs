@@ -46,6 +46,27 @@ pub fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Milliseconds since the epoch of a UTC date [year, month, day] and time [hour, minute, second]; `None` before 1970 and
+/// for numbers that no calendar has.
+pub fn ms_of_civil([year, month, day]: [u64; 3], [h, m, s]: [u64; 3]) -> Option<u64> {
+    let in_range = (1970..=9999).contains(&year)
+        && (1..=12).contains(&month)
+        && (1..=31).contains(&day)
+        && h < 24
+        && m < 60
+        && s <= 60;
+    let days = days_from_civil(year, month, day);
+    in_range.then(|| ((days * 24 + h) * 60 + m) * 60_000 + s * 1000)
+}
+
+/// The inverse of [`civil_from_days`].
+fn days_from_civil(year: u64, month: u64, day: u64) -> u64 {
+    let year = year.saturating_sub(u64::from(month <= 2));
+    let (era, yoe) = (year / 400, year % 400);
+    let doy = (153 * ((month + 9) % 12) + 2) / 5 + day.saturating_sub(1);
+    (era * 146_097 + yoe * 365 + yoe / 4 - yoe / 100 + doy).saturating_sub(719_468)
+}
+
 /// Gregorian date of a day count since 1970-01-01, by counting 400-year eras from 0000-03-01.
 fn civil_from_days(days: u64) -> (u64, u64, u64) {
     let z = days + 719_468;
@@ -60,6 +81,16 @@ fn civil_from_days(days: u64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_date_and_its_day_count_are_each_others_inverse() {
+        for days in 0..200 * 366 {
+            let (year, month, day) = civil_from_days(days);
+            assert_eq!(ms_of_civil([year, month, day], [0, 0, 0]), Some(days * 86_400_000));
+        }
+        assert_eq!(ms_of_civil([2000, 2, 29], [12, 34, 56]), Some(951_827_696_000));
+        assert_eq!(ms_of_civil([2000, 13, 1], [0, 0, 0]), None);
+    }
 
     #[test]
     fn wall_time_reads_as_a_calendar_date() {

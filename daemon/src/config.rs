@@ -100,6 +100,36 @@ pub struct Receive {
     pub total_timeout_ms: u64,
     /// Free space below which storage is refused (A700), bytes.
     pub free_bytes_min: u64,
+    /// Mutual TLS on a second listener.
+    pub tls: Option<ReceiveTls>,
+}
+
+/// Mutual TLS on the DICOM side; all PEM files, followed while the daemon runs.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ReceiveTls {
+    /// Where to listen for associations over TLS.
+    pub listen: SocketAddr,
+    /// Authorities whose client certificates are admitted.
+    pub ca: PathBuf,
+    /// Our certificate, with intermediates behind it.
+    pub certificate: PathBuf,
+    /// Our private key.
+    pub key: PathBuf,
+    /// AE titles that may still associate without TLS on `receive.listen`; empty means nobody may.
+    #[serde(default)]
+    pub plaintext_ae_titles: Vec<AeTitle>,
+}
+
+impl ReceiveTls {
+    /// The certificate files.
+    pub fn files(&self) -> crate::tls::Files {
+        crate::tls::Files {
+            ca: self.ca.clone(),
+            certificate: self.certificate.clone(),
+            key: self.key.clone(),
+        }
+    }
 }
 
 impl Default for Receive {
@@ -117,6 +147,7 @@ impl Default for Receive {
             idle_timeout_ms: 60_000,
             total_timeout_ms: 3_600_000,
             free_bytes_min: 1 << 30,
+            tls: None,
         }
     }
 }
@@ -291,6 +322,13 @@ impl Config {
         toml::from_str(text).map_err(|e| with_suggestion(e.message()))
     }
 
+    /// Every certificate of ours whose expiry somebody has to hear of.
+    pub fn certificates(&self) -> Vec<PathBuf> {
+        let dicom = self.receive.tls.as_ref().map(|tls| tls.certificate.clone());
+        let broker = self.alert.tls.as_ref().map(|tls| tls.certificate.clone());
+        dicom.into_iter().chain(broker).collect()
+    }
+
     fn validate(&self) -> Result<(), ConfigError> {
         let bad = |key, problem: &str, mend: &str| {
             Err(ConfigError::Value { key, problem: problem.into(), mend: mend.into() })
@@ -319,6 +357,22 @@ impl Config {
         }
         if self.receive.associations_max == 0 {
             return bad("receive.associations-max", "is 0", "allow at least 1 association");
+        }
+        if let Some(tls) = &self.receive.tls {
+            if tls.listen == self.receive.listen && tls.listen.port() != 0 {
+                return bad(
+                    "receive.tls.listen",
+                    "is receive.listen",
+                    "give TLS a port of its own, such as 2762",
+                );
+            }
+            if !tls.plaintext_ae_titles.iter().all(|t| self.receive.calling_ae_titles.contains(t)) {
+                return bad(
+                    "receive.tls.plaintext-ae-titles",
+                    "names a title that is not in receive.calling-ae-titles",
+                    "list it in both, or in neither",
+                );
+            }
         }
         if self.assemble.quiet_ms > self.assemble.quiet_incomplete_ms {
             return bad("assemble.quiet-ms", "exceeds quiet-incomplete-ms", "lower it, or raise the other");
@@ -409,6 +463,10 @@ mod tests {
     fn a_bad_value_names_key_and_mend() {
         let message = check("[alert]\nbroker-host = \"10.0.0.9\"\n").unwrap_err();
         assert!(message.contains("alert.tls") && message.contains("add [alert.tls]"), "{message}");
+        let tls = "[receive.tls]\nca = \"c\"\ncertificate = \"c\"\nkey = \"k\"\n";
+        assert!(check(&format!("{tls}listen = \"127.0.0.1:11112\"\n")).unwrap_err().contains("2762"));
+        let stranger = format!("{tls}listen = \"127.0.0.1:2762\"\nplaintext-ae-titles = [\"CT9\"]\n");
+        assert!(check(&stranger).unwrap_err().contains("plaintext-ae-titles"));
         assert!(check("[receive]\npdu-bytes-max = 16\n").unwrap_err().contains("receive.pdu-bytes-max"));
         assert!(
             Config::parse("[site]\nname = \"north\"\ndevice = \"ct-1\"\n").unwrap_err().contains("profile")

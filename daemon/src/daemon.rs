@@ -16,6 +16,7 @@ use crate::health::{self, Pulses};
 use crate::infer::{self, ModelError, Reader};
 use crate::ledger::{Ledger, LedgerError};
 use crate::spool::{Spool, SpoolError, SpoolLimits};
+use crate::tls::{Server, TlsError};
 use crate::{assemble, clock, decide, receive};
 
 /// Where the daemon listens, once it does.
@@ -23,6 +24,8 @@ use crate::{assemble, clock, decide, receive};
 pub struct Addresses {
     /// Storage SCP.
     pub dicom: SocketAddr,
+    /// Storage SCP over TLS.
+    pub dicom_tls: Option<SocketAddr>,
 }
 
 /// Why the daemon could not start or had to end.
@@ -40,8 +43,11 @@ pub enum RunError {
     /// Certificates refused.
     #[error("failed to prepare TLS to the broker")]
     Tls(#[source] publisher::PublisherError),
-    /// The DICOM port could not be bound.
-    #[error("failed to listen on {address} (receive.listen)")]
+    /// Certificates of the DICOM side refused.
+    #[error("failed to prepare receive.tls")]
+    ReceiveTls(#[source] TlsError),
+    /// A DICOM port could not be bound.
+    #[error("failed to listen on {address} (receive.listen, receive.tls.listen)")]
     Bind {
         /// Configured address.
         address: SocketAddr,
@@ -85,14 +91,24 @@ pub async fn run(
     let ledger = Arc::new(Ledger::open(&config.state.directory, &config.site).map_err(RunError::Ledger)?);
     let already_read = ledger.already_read().map_err(RunError::Ledger)?;
 
+    let certificates = config.receive.tls.as_ref().map(|tls| Server::load(tls.files()));
+    let certificates = certificates.transpose().map_err(RunError::ReceiveTls)?;
+
     // Bind.
     let address = config.receive.listen;
-    let bind = |source| RunError::Bind { address, source };
-    let listener = match receive::passed_listener().map_err(bind)? {
+    let bind = |address| move |source| RunError::Bind { address, source };
+    let plain = match receive::passed_listener().map_err(bind(address))? {
         Some(listener) => listener,
-        None => TcpListener::bind(address).await.map_err(bind)?,
+        None => TcpListener::bind(address).await.map_err(bind(address))?,
     };
-    let addresses = Addresses { dicom: listener.local_addr().map_err(bind)? };
+    let tls = match config.receive.tls.as_ref().map(|tls| tls.listen).zip(certificates) {
+        Some((at, server)) => Some((TcpListener::bind(at).await.map_err(bind(at))?, server)),
+        None => None,
+    };
+    let addresses = Addresses {
+        dicom: plain.local_addr().map_err(bind(address))?,
+        dicom_tls: tls.as_ref().and_then(|(listener, _)| listener.local_addr().ok()),
+    };
 
     // Wire, downstream first, so that nobody talks to a stage that is not there.
     let wake = Arc::new(Notify::new());
@@ -130,7 +146,7 @@ pub async fn run(
         },
     ));
     let receiver = tokio::spawn(receive::serve(
-        listener,
+        receive::Doors { plain, tls },
         config.receive.clone(),
         spool,
         receive::Events::new(events_tx, rescan_wanted),
@@ -147,6 +163,7 @@ pub async fn run(
             ledger,
             state_directory: config.state.directory.clone(),
             free_bytes_min: config.receive.free_bytes_min,
+            certificates: config.certificates(),
             shutdown: shutdown.clone(),
         },
     ));

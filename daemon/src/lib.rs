@@ -28,6 +28,7 @@ pub mod enrol;
 pub mod clock;
 pub mod config;
 pub mod health;
+pub mod tls;
 
 pub mod cli;
 pub mod daemon;

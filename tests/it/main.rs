@@ -12,4 +12,5 @@ mod night;
 mod peers;
 mod refusals;
 mod testdata;
+mod tls;
 mod wire;

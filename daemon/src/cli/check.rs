@@ -26,6 +26,10 @@ pub fn check(args: &Args) -> Result<(), Failure> {
             })?;
         }
     }
+    if let Some(tls) = &config.receive.tls {
+        crate::tls::Server::load(tls.files())
+            .map_err(|e| Failure { code: 78, message: format!("receive.tls.{e}") })?;
+    }
     let state = &config.state.directory;
     if !state.is_dir() {
         return Err(Failure {
@@ -37,6 +41,9 @@ pub fn check(args: &Args) -> Result<(), Failure> {
     if config.receive.calling_ae_titles.is_empty() {
         warnings.push("receive.calling-ae-titles is empty: nobody is admitted");
     }
+    let certificates = config.certificates();
+    let expiry = crate::tls::expiry_reason(certificates.iter().map(|p| p.as_path()), crate::clock::wall_ms());
+    warnings.extend(expiry.as_deref());
     if args.json {
         let line = serde_json::json!({
             "ok": true, "config": args.config.config, "model": model, "state": state, "warnings": warnings,

@@ -13,6 +13,7 @@ use crate::clock;
 use crate::config;
 use crate::ledger::Ledger;
 use crate::spool::free_bytes;
+use crate::tls;
 
 /// What the monitor looks at and where it tells.
 pub struct Wiring {
@@ -30,6 +31,8 @@ pub struct Wiring {
     pub state_directory: PathBuf,
     /// Free space below which storage is refused, bytes.
     pub free_bytes_min: u64,
+    /// Our certificate files, whose expiry is said ahead.
+    pub certificates: Vec<PathBuf>,
     /// Turns true once.
     pub shutdown: watch::Receiver<bool>,
 }
@@ -67,6 +70,9 @@ impl Wiring {
         if !disk_ok {
             reasons.push("disk_low".into());
         }
+        // A few kilobytes a second, read anew: a renewed certificate ends the warning by itself.
+        let certificates = self.certificates.iter().map(PathBuf::as_path);
+        reasons.extend(tls::expiry_reason(certificates, clock::wall_ms()));
         reasons.extend(self.link.borrow().reasons.iter().cloned());
         let state = if reasons.is_empty() { State::Ready } else { State::Degraded };
         self.status.send_if_modified(|status| {

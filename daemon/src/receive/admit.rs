@@ -14,6 +14,8 @@ pub enum Admission {
     UnknownCalling,
     /// Called AE title is not ours (rejected permanent).
     UnknownCalled,
+    /// This title must come over TLS (rejected permanent).
+    PlaintextRefused,
 }
 
 /// Whether an address may connect at all; an empty list admits loopback only.
@@ -22,16 +24,19 @@ pub fn peer(address: IpAddr, config: &config::Receive) -> bool {
     address.is_loopback() || config.peer_addresses.contains(&address)
 }
 
-/// Judges an association request by its titles.
-pub fn association(calling: &str, called: &str, config: &config::Receive) -> Admission {
+/// Judges an association request by its titles, and by whether it came over mutual TLS.
+pub fn association(calling: &str, called: &str, is_secure: bool, config: &config::Receive) -> Admission {
     let title = |text: &str| AeTitle::parse(text).ok();
     if title(called).as_ref() != Some(&config.ae_title) {
         return Admission::UnknownCalled;
     }
-    if !title(calling).is_some_and(|t| config.calling_ae_titles.contains(&t)) {
+    let Some(calling) = title(calling).filter(|t| config.calling_ae_titles.contains(t)) else {
         return Admission::UnknownCalling;
+    };
+    match &config.tls {
+        Some(tls) if !is_secure && !tls.plaintext_ae_titles.contains(&calling) => Admission::PlaintextRefused,
+        _ => Admission::Accept,
     }
-    Admission::Accept
 }
 
 #[cfg(test)]
@@ -45,12 +50,32 @@ mod tests {
             peer_addresses: vec!["10.1.2.3".parse().unwrap()],
             ..Default::default()
         };
-        assert_eq!(association("CT1 ", "ICHD", &config), Admission::Accept);
-        assert_eq!(association("CT2", "ICHD", &config), Admission::UnknownCalling);
-        assert_eq!(association("ct1", "ICHD", &config), Admission::UnknownCalling);
-        assert_eq!(association("CT1", "STORE", &config), Admission::UnknownCalled);
+        for secure in [true, false] {
+            assert_eq!(association("CT1 ", "ICHD", secure, &config), Admission::Accept);
+            assert_eq!(association("CT2", "ICHD", secure, &config), Admission::UnknownCalling);
+            assert_eq!(association("ct1", "ICHD", secure, &config), Admission::UnknownCalling);
+            assert_eq!(association("CT1", "STORE", secure, &config), Admission::UnknownCalled);
+        }
         assert!(peer("10.1.2.3".parse().unwrap(), &config) && peer("::1".parse().unwrap(), &config));
         assert!(peer("::ffff:10.1.2.3".parse().unwrap(), &config));
         assert!(!peer("10.1.2.4".parse().unwrap(), &config));
+    }
+
+    #[test]
+    fn with_tls_only_the_named_titles_may_come_in_plaintext() {
+        let title = |t| AeTitle::parse(t).unwrap();
+        let tls = config::ReceiveTls {
+            listen: "127.0.0.1:2762".parse().unwrap(),
+            ca: "ca".into(),
+            certificate: "certificate".into(),
+            key: "key".into(),
+            plaintext_ae_titles: vec![title("OLD")],
+        };
+        let calling_ae_titles = vec![title("CT1"), title("OLD")];
+        let config = config::Receive { calling_ae_titles, tls: Some(tls), ..Default::default() };
+        assert_eq!(association("CT1", "ICHD", true, &config), Admission::Accept);
+        assert_eq!(association("CT1", "ICHD", false, &config), Admission::PlaintextRefused);
+        assert_eq!(association("OLD", "ICHD", false, &config), Admission::Accept);
+        assert_eq!(association("CT2", "ICHD", false, &config), Admission::UnknownCalling);
     }
 }

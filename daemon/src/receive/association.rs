@@ -4,6 +4,7 @@
 //! data set is read to its end and thrown away, so that the sender gets a status and the association lives.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use dicom_ul::pdu::{self, AssociationRQ};
@@ -13,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use super::admit::{self, Admission};
 use super::dimse::{C_CANCEL_RQ, C_ECHO_RQ, C_STORE_RQ, COMMAND_BYTES_MAX, Command, Status};
 use super::negotiate::{self, Context, Negotiated};
-use super::upper::{Link, Pdu, Rejection, UpperError};
+use super::upper::{Link, Pdu, Rejection, Stream, UpperError};
 use super::{Event, Events, Shared, Titles, refused, syntax};
 use crate::config;
 use crate::dicom::SopInstanceUid;
@@ -22,37 +23,42 @@ use crate::spool::{FileMeta, Incoming, StoreError, Stored};
 /// Bytes collected before they are handed to the disk.
 const WRITE_BYTES: usize = 512 << 10;
 
+/// A connection that was let in and has not said anything yet.
+pub(super) struct Guest {
+    pub socket: TcpStream,
+    pub peer: SocketAddr,
+    /// What it has to speak below DICOM, if it came to that listener.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+    pub number: u64,
+    /// Without one it is only told to come back later.
+    pub permit: Option<OwnedSemaphorePermit>,
+}
+
 /// Serves one connection from accept to close.
-pub(super) async fn run(
-    shared: &Shared,
-    socket: TcpStream,
-    peer: SocketAddr,
-    number: u64,
-    permit: Option<OwnedSemaphorePermit>,
-    mut shutdown: watch::Receiver<bool>,
-) {
+pub(super) async fn run(shared: &Shared, guest: Guest, mut shutdown: watch::Receiver<bool>) {
+    let Guest { socket, peer, tls, number, permit } = guest;
     let config = &shared.config;
     let _ = socket.set_nodelay(true);
     let handshake = Duration::from_millis(config.handshake_timeout_ms);
-    let idle = Duration::from_millis(config.idle_timeout_ms);
-    let mut link = Link::new(Box::new(socket), config.pdu_bytes_max, idle);
+    let is_secure = tls.is_some();
     let Some(_permit) = permit else {
-        refused(peer, "too_many", Titles::default());
-        let _ = tokio::time::timeout(handshake, reject_transient(&mut link)).await;
+        refused(peer, &Refusal { reason: "too_many", ..Refusal::default() });
+        let _ = tokio::time::timeout(handshake, async {
+            reject_transient(&mut connect(config, socket, tls).await?).await.map_err(Refusal::from)
+        })
+        .await;
         return;
     };
-    let Ok(established) = tokio::time::timeout(handshake, establish(config, &mut link)).await else {
-        refused(peer, "handshake_timeout", Titles::default());
-        return;
-    };
-    let established = match established {
+    // TLS and A-ASSOCIATE together: neither may outlast the limit.
+    let established = tokio::time::timeout(handshake, async {
+        let mut link = connect(config, socket, tls).await?;
+        Ok((establish(config, &mut link, is_secure).await?, link))
+    });
+    let timed_out = Refusal { reason: "handshake_timeout", ..Refusal::default() };
+    let (Established { calling, contexts }, mut link) = match established.await.unwrap_or(Err(timed_out)) {
         Ok(established) => established,
-        Err(refusal) => {
-            refused(peer, refusal.reason, refusal.titles);
-            return;
-        }
+        Err(refusal) => return refused(peer, &refusal),
     };
-    let Established { calling, contexts } = established;
     log::info!(event = "association_opened", association = number, calling = calling.as_str(); "association accepted");
     shared.events.offer(Event::Opened { association: number });
     let mut opened = Opened { events: &shared.events, association: number, orderly: false };
@@ -84,6 +90,28 @@ impl Drop for Opened<'_> {
     }
 }
 
+/// Speaks TLS where the listener does.
+async fn connect(
+    config: &config::Receive,
+    socket: TcpStream,
+    tls: Option<Arc<rustls::ServerConfig>>,
+) -> Result<Link, Refusal> {
+    let stream: Box<dyn Stream> = match tls {
+        None => Box::new(socket),
+        Some(tls) => match tokio_rustls::TlsAcceptor::from(tls).accept(socket).await {
+            Ok(stream) => Box::new(stream),
+            Err(error) => {
+                return Err(Refusal {
+                    reason: "tls_failed",
+                    detail: error.to_string(),
+                    ..Refusal::default()
+                });
+            }
+        },
+    };
+    Ok(Link::new(stream, config.pdu_bytes_max, Duration::from_millis(config.idle_timeout_ms)))
+}
+
 /// "Come back later", once the request is in.
 async fn reject_transient(link: &mut Link) -> Result<(), UpperError> {
     link.association_request().await?;
@@ -99,20 +127,26 @@ pub(super) struct Established {
 }
 
 /// One that was not, and the peer has been told.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Refusal {
     pub reason: &'static str,
+    /// What the TLS library says of it; it knows no patient.
+    pub detail: String,
     pub titles: Titles,
 }
 
 impl From<UpperError> for Refusal {
     fn from(error: UpperError) -> Self {
-        Refusal { reason: error.reason(), titles: Titles::default() }
+        Refusal { reason: error.reason(), ..Refusal::default() }
     }
 }
 
 /// Takes the request, judges it, answers it.
-pub(super) async fn establish(config: &config::Receive, link: &mut Link) -> Result<Established, Refusal> {
+pub(super) async fn establish(
+    config: &config::Receive,
+    link: &mut Link,
+    is_secure: bool,
+) -> Result<Established, Refusal> {
     let request = match link.association_request().await {
         Ok(request) => request,
         Err(error) => {
@@ -123,10 +157,10 @@ pub(super) async fn establish(config: &config::Receive, link: &mut Link) -> Resu
             return Err(error.into());
         }
     };
-    if let Some((rejection, reason)) = judge(config, &request) {
+    if let Some((rejection, reason)) = judge(config, &request, is_secure) {
         let titles = Titles::of(&request);
         let _ = link.reject(rejection).await;
-        return Err(Refusal { reason, titles });
+        return Err(Refusal { reason, titles, ..Refusal::default() });
     }
     let negotiated = negotiate::negotiate(&request, syntax::is_offered);
     let answer = negotiate::answer(&request, &negotiated, config.pdu_bytes_max);
@@ -137,17 +171,22 @@ pub(super) async fn establish(config: &config::Receive, link: &mut Link) -> Resu
 }
 
 /// Why a request is rejected, in the standard's words and in the journal's.
-fn judge(config: &config::Receive, request: &AssociationRQ) -> Option<(Rejection, &'static str)> {
+fn judge(
+    config: &config::Receive,
+    request: &AssociationRQ,
+    is_secure: bool,
+) -> Option<(Rejection, &'static str)> {
     if request.protocol_version & 1 == 0 {
         return Some((Rejection::PROTOCOL_VERSION, "protocol_version"));
     }
     if request.application_context_name.trim_end_matches(['\0', ' ']) != negotiate::APPLICATION_CONTEXT {
         return Some((Rejection::APPLICATION_CONTEXT, "application_context"));
     }
-    match admit::association(&request.calling_ae_title, &request.called_ae_title, config) {
+    match admit::association(&request.calling_ae_title, &request.called_ae_title, is_secure, config) {
         Admission::Accept => None,
         Admission::UnknownCalling => Some((Rejection::CALLING, "unknown_calling")),
         Admission::UnknownCalled => Some((Rejection::CALLED, "unknown_called")),
+        Admission::PlaintextRefused => Some((Rejection::NO_REASON, "plaintext_refused")),
     }
 }
 

@@ -24,6 +24,7 @@ use crate::config;
 use crate::dicom::{SeriesUid, SopInstanceUid};
 use crate::health::Pulse;
 use crate::spool::{Instance, Spool};
+use crate::tls;
 
 /// Implementation Class UID, derived once from a random UUID (PS3.5 B.2).
 pub const IMPLEMENTATION_CLASS_UID: &str = "2.25.207432918640751162734096177128312645391";
@@ -102,9 +103,17 @@ pub fn passed_listener() -> std::io::Result<Option<TcpListener>> {
     TcpListener::from_std(listener).map(Some)
 }
 
+/// Where associations come in.
+pub struct Doors {
+    /// DICOM on TCP.
+    pub plain: TcpListener,
+    /// DICOM on mutual TLS on TCP.
+    pub tls: Option<(TcpListener, tls::Server)>,
+}
+
 /// Serves until `shutdown` turns true, then lets running associations end.
 pub async fn serve(
-    listener: TcpListener,
+    doors: Doors,
     config: config::Receive,
     spool: Arc<Spool>,
     events: Events,
@@ -117,8 +126,8 @@ pub async fn serve(
     while !*shutdown.borrow() {
         pulse.beat();
         tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((socket, peer)) => accept(&shared, socket, peer, shutdown.clone(), &mut associations),
+            accepted = doors.accept() => match accepted {
+                Ok((socket, peer, tls)) => accept(&shared, socket, peer, tls, shutdown.clone(), &mut associations),
                 // Out of file descriptors and the like: others may end meanwhile; never spin.
                 Err(error) => {
                     log::warn!(event = "accept_failed"; "connection could not be accepted: {error}");
@@ -134,9 +143,22 @@ pub async fn serve(
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
         }
     }
-    drop(listener);
+    drop(doors);
     while associations.join_next().await.is_some() {
         pulse.beat();
+    }
+}
+
+impl Doors {
+    /// The next connection at either door.
+    async fn accept(&self) -> std::io::Result<(TcpStream, SocketAddr, Option<Arc<rustls::ServerConfig>>)> {
+        let Some((listener, server)) = &self.tls else {
+            return self.plain.accept().await.map(|(socket, peer)| (socket, peer, None));
+        };
+        tokio::select! {
+            accepted = self.plain.accept() => accepted.map(|(socket, peer)| (socket, peer, None)),
+            accepted = listener.accept() => accepted.map(|(socket, peer)| (socket, peer, Some(server.config()))),
+        }
     }
 }
 
@@ -155,11 +177,12 @@ impl Titles {
 }
 
 /// Whoever is turned away stands in the journal exactly once, with a stable reason.
-fn refused(peer: SocketAddr, reason: &'static str, titles: Titles) {
+fn refused(peer: SocketAddr, refusal: &association::Refusal) {
+    let association::Refusal { reason, detail, titles } = refusal;
     log::warn!(
-        event = "association_refused", reason = reason, peer = peer.ip().to_string(),
+        event = "association_refused", reason = *reason, peer = peer.ip().to_string(),
         calling = titles.calling.as_str(), called = titles.called.as_str();
-        "association refused: {reason}"
+        "association refused: {reason} {detail}"
     );
 }
 
@@ -167,26 +190,24 @@ fn accept(
     shared: &Arc<Shared>,
     socket: TcpStream,
     peer: SocketAddr,
+    tls: Option<Arc<rustls::ServerConfig>>,
     shutdown: watch::Receiver<bool>,
     associations: &mut JoinSet<()>,
 ) {
+    // Closed unread: here the socket is dropped.
+    let closed = |reason| refused(peer, &association::Refusal { reason, ..Default::default() });
     if !admit::peer(peer.ip(), &shared.config) {
-        // Before a byte is read: the socket is dropped here.
-        refused(peer, "unknown_address", Titles::default());
-        return;
+        return closed("unknown_address");
     }
-    // Twice the limit may be waiting to be told "later"; beyond that the connection is simply closed.
+    // Twice the limit may be waiting to be told "later".
     if associations.len() >= 2 * shared.config.associations_max {
-        refused(peer, "flood", Titles::default());
-        return;
+        return closed("flood");
     }
+    let permit = shared.permits.clone().try_acquire_owned().ok();
+    let number = shared.next.fetch_add(1, Ordering::Relaxed);
+    let guest = association::Guest { socket, peer, tls, number, permit };
     let shared = shared.clone();
-    associations.spawn(async move {
-        // Without a permit the connection is only told to come back later, and counts for nothing.
-        let permit = shared.permits.clone().try_acquire_owned().ok();
-        let number = shared.next.fetch_add(1, Ordering::Relaxed);
-        association::run(&shared, socket, peer, number, permit, shutdown).await;
-    });
+    associations.spawn(async move { association::run(&shared, guest, shutdown).await });
 }
 
 #[cfg(test)]

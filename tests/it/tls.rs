@@ -1,0 +1,177 @@
+//! DICOM over mutual TLS with DCMTK as the scanner and openssl as the hospital's authority.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::peers::{Appliance, Listener, Mosquitto, Phantom, alone, free_port, storescu, wait_until};
+
+/// An authority and what it has signed.
+struct Authority {
+    dir: TempDir,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let authority = Authority { dir: tempfile::tempdir().unwrap() };
+        authority.openssl(
+            "req -x509 -newkey rsa:2048 -nodes -subj /CN=hospital -days 3650 -keyout ca.key -out ca.crt",
+        );
+        authority
+    }
+
+    fn openssl(&self, arguments: &str) {
+        let output = Command::new("openssl")
+            .args(arguments.split(' '))
+            .current_dir(self.dir.path())
+            .output()
+            .expect("openssl is needed (tests/run installs it)");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Signs `name.crt` for `name.key`; both are put in place whole, as a careful renewal would.
+    fn sign(&self, name: &str, days: u32) {
+        self.openssl(&format!("req -newkey rsa:2048 -nodes -subj /CN={name} -keyout new.key -out new.csr"));
+        std::fs::write(self.path("v3"), "basicConstraints = CA:FALSE\n").unwrap();
+        self.openssl(&format!(
+            "x509 -req -in new.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days {days} -extfile v3 -out new.crt"
+        ));
+        for end in ["key", "crt"] {
+            std::fs::rename(self.path(&format!("new.{end}")), self.path(&format!("{name}.{end}"))).unwrap();
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    /// DCMTK's options for a client of this authority.
+    fn client(&self, name: &str) -> Vec<String> {
+        let file = |end: &str| self.text(&format!("{name}.{end}"));
+        vec!["+tls".into(), file("key"), file("crt"), "+cf".into(), self.text("ca.crt")]
+    }
+
+    fn table(&self, listen: u16, more: &str) -> String {
+        format!(
+            "free-bytes-min = 1000\n[receive.tls]\nlisten = \"127.0.0.1:{listen}\"\nca = {:?}\n\
+             certificate = {:?}\nkey = {:?}\n{more}\n",
+            self.path("ca.crt"),
+            self.path("dicom.crt"),
+            self.path("dicom.key")
+        )
+    }
+}
+
+fn echo(port: u16, options: &[String]) -> (bool, String) {
+    let output = Command::new("echoscu")
+        .args(["-v", "-to", "20", "-aet", "CT1", "-aec", "ICHD"])
+        .args(options)
+        .args(["127.0.0.1", &port.to_string()])
+        .output()
+        .expect("dcmtk is needed (tests/run installs it)");
+    let words =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    (output.status.success(), words)
+}
+
+fn check(config: &Path) -> std::process::Output {
+    Command::new(env!("CARGO_BIN_EXE_ichd")).args(["check", "--config"]).arg(config).output().unwrap()
+}
+
+#[test]
+fn a_series_over_mutual_tls_is_read_and_plaintext_is_for_the_named_only() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let authority = Authority::new();
+    authority.sign("dicom", 365);
+    authority.sign("ct1", 365);
+    let port = free_port();
+    let appliance = Appliance::with(broker.port, &authority.table(port, ""));
+    let client = authority.client("ct1");
+    let options: Vec<&str> = client.iter().map(String::as_str).collect();
+    let (ok, said) = storescu(port, &Phantom::quiet().files, &options);
+    assert!(ok, "{said}");
+    assert_eq!(appliance.dispositions(1)[0]["disposition"], "not_suspected");
+
+    // The same title without TLS, on the port where that is spoken.
+    let (ok, said) = echo(appliance.port, &[]);
+    assert!(!ok && said.contains("Reject"), "{said}");
+    // A certificate of somebody else, and none at all.
+    let stranger = Authority::new();
+    stranger.sign("ct1", 365);
+    let mut foreign = stranger.client("ct1");
+    foreign[4] = authority.text("ca.crt");
+    assert!(!echo(port, &foreign).0);
+    let anonymous = ["+tla".into(), "+cf".into(), authority.text("ca.crt")];
+    assert!(!echo(port, &anonymous).0);
+    // TLS to the plaintext port and plaintext to the TLS port: told apart, and nobody else notices.
+    assert!(!echo(appliance.port, &client).0);
+    assert!(!echo(port, &[]).0);
+    let (ok, said) = echo(port, &client);
+    assert!(ok, "{said}");
+    for (reason, times) in [("plaintext_refused", 1), ("tls_failed", 3), ("tls_on_plaintext", 1)] {
+        assert_eq!(
+            appliance.log().matches(&format!("reason={reason}")).count(),
+            times,
+            "{}",
+            appliance.log()
+        );
+    }
+
+    let named =
+        Appliance::with(broker.port, &authority.table(free_port(), "plaintext-ae-titles = [\"CT1\"]"));
+    let (ok, said) = echo(named.port, &[]);
+    assert!(ok, "{said}");
+}
+
+#[test]
+fn a_renewed_certificate_needs_no_restart_and_an_expiry_is_said_ahead() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let listener = Listener::on(&broker);
+    let authority = Authority::new();
+    authority.sign("dicom", 5);
+    authority.sign("ct1", 365);
+    let port = free_port();
+    let mut appliance = Appliance::with(broker.port, &authority.table(port, ""));
+    let client = authority.client("ct1");
+    assert!(echo(port, &client).0);
+    let is_said = |reason: &str| {
+        listener
+            .drain()
+            .iter()
+            .any(|(_, body)| body["reasons"].as_array().is_some_and(|r| r.contains(&reason.into())))
+    };
+    wait_until("the expiry is said", || is_said("certificate_expires:7"));
+    let checked = check(&appliance.config());
+    assert!(String::from_utf8_lossy(&checked.stdout).contains("certificate_expires:7"));
+
+    authority.sign("dicom", 365);
+    wait_until("the warning ends", || {
+        listener.drain().iter().any(|(_, body)| {
+            body["state"] == "ready" && body["reasons"].as_array().is_some_and(Vec::is_empty)
+        })
+    });
+    let (ok, said) = echo(port, &client);
+    assert!(ok, "{said}");
+    assert!(appliance.log().contains("certificates_reloaded"), "{}", appliance.log());
+
+    // What cannot be used is found before anything is bound.
+    appliance.kill();
+    std::fs::write(authority.path("dicom.key"), "no key").unwrap();
+    for command in ["check", "run"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_ichd"))
+            .args([command, "--config"])
+            .arg(appliance.config())
+            .output()
+            .unwrap();
+        let words = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(78), "{words}");
+        assert!(words.contains("receive.tls") && words.contains("dicom.key"), "{words}");
+    }
+}
