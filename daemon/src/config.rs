@@ -31,6 +31,9 @@ pub struct Config {
     /// MQTT.
     #[serde(default)]
     pub alert: Alert,
+    /// What alerts say of the patient.
+    #[serde(default)]
+    pub privacy: Privacy,
     /// Liveness.
     #[serde(default)]
     pub health: Health,
@@ -240,6 +243,18 @@ pub struct AlertTls {
     pub key: PathBuf,
 }
 
+/// What alerts say of the patient.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Privacy {
+    /// How much.
+    pub level: crate::privacy::Level,
+    /// Where the scanner stands, in the words of the house; shown from level `location` on.
+    pub location: String,
+    /// JWK Set of the site, a path or the bare name of a systemd credential; needed from level `identified` on.
+    pub keys: Option<PathBuf>,
+}
+
 /// Liveness.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
@@ -382,6 +397,17 @@ impl Config {
         }
         if self.health.heartbeat_s == 0 || self.health.stage_silence_max_s == 0 {
             return bad("health", "has a zero interval", "use at least 1 s");
+        }
+        let privacy = &self.privacy;
+        if privacy.level == crate::privacy::Level::Location && privacy.location.is_empty() {
+            return bad(
+                "privacy.location",
+                "is missing",
+                "say where the scanner stands, or choose level opaque",
+            );
+        }
+        if privacy.level > crate::privacy::Level::Location && privacy.keys.is_none() {
+            return bad("privacy.keys", "is missing", "name the JWK Set that `ichd enrol key` makes");
         }
         let loopback = self.alert.broker_host == "localhost"
             || self.alert.broker_host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());

@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::health::{self, Pulses};
 use crate::infer::{self, ModelError, Reader};
 use crate::ledger::{Ledger, LedgerError};
+use crate::privacy::{Privacy, PrivacyError};
 use crate::spool::{Spool, SpoolError, SpoolLimits};
 use crate::tls::{Server, TlsError};
 use crate::{assemble, clock, decide, receive};
@@ -37,6 +38,9 @@ pub enum RunError {
     /// Spool refused, or another daemon owns the state directory.
     #[error("failed to open the spool")]
     Spool(#[source] SpoolError),
+    /// Privacy keys refused.
+    #[error("failed to read the privacy keys")]
+    Privacy(#[source] PrivacyError),
     /// Database refused.
     #[error("failed to open the ledger")]
     Ledger(#[source] LedgerError),
@@ -89,6 +93,7 @@ pub async fn run(
     let spool_dir = config.state.directory.join("spool");
     let spool = Arc::new(Spool::open(&spool_dir, limits).map_err(RunError::Spool)?);
     let ledger = Arc::new(Ledger::open(&config.state.directory, &config.site).map_err(RunError::Ledger)?);
+    let privacy = Privacy::load(&config.privacy).map_err(RunError::Privacy)?;
     let already_read = ledger.already_read().map_err(RunError::Ledger)?;
 
     let certificates = config.receive.tls.as_ref().map(|tls| Server::load(tls.files()));
@@ -125,6 +130,7 @@ pub async fn run(
         jobs,
         outcomes,
         ledger: ledger.clone(),
+        privacy,
         policy: reader.policy().clone(),
         failed: failed_tx,
         wake,

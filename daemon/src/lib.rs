@@ -20,6 +20,8 @@ pub mod infer;
 
 pub mod decide;
 
+pub mod privacy;
+
 pub mod alert;
 pub mod ledger;
 

@@ -10,6 +10,7 @@ mod evidence;
 mod host;
 mod night;
 mod peers;
+mod privacy;
 mod refusals;
 mod testdata;
 mod tls;

@@ -165,6 +165,8 @@ pub struct Appliance {
     broker_port: u16,
     extra: String,
     notify: Option<PathBuf>,
+    /// Logs all it can.
+    loud: bool,
     child: Option<Child>,
 }
 
@@ -194,14 +196,22 @@ impl Appliance {
         let text =
             std::fs::read_to_string(appliance.config()).unwrap().replace("\"ct-1\"", &format!("{device:?}"));
         std::fs::write(appliance.config(), text + alert).unwrap();
+        appliance.loud = true;
         appliance.up();
         appliance
     }
 
     fn down(broker_port: u16, extra: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let appliance =
-            Appliance { dir, port: 0, broker_port, extra: extra.into(), notify: None, child: None };
+        let appliance = Appliance {
+            dir,
+            port: 0,
+            broker_port,
+            extra: extra.into(),
+            notify: None,
+            loud: false,
+            child: None,
+        };
         appliance.write_config();
         appliance
     }
@@ -235,6 +245,7 @@ impl Appliance {
             .stdout(Stdio::piped())
             .stderr(log)
             .env_remove("STATE_DIRECTORY")
+            .envs(self.loud.then_some(("ICHD_LOG", "trace")))
             .envs(self.notify.iter().map(|socket| ("NOTIFY_SOCKET", socket)))
             .spawn()
             .unwrap();

@@ -124,6 +124,12 @@ pub struct ClockInfo {
 pub struct Subject {
     /// Short code to say on the phone, such as `K7P-29`.
     pub r#ref: String,
+    /// Where the scanner stands; from privacy level `location` on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub location: Option<String>,
+    /// Compact JWE over `ichd.subject/1`; from privacy level `identified` on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enc: Option<String>,
 }
 
 /// Which study.

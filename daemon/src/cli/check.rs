@@ -17,6 +17,7 @@ pub struct Args {
 pub fn check(args: &Args) -> Result<(), Failure> {
     let config = args.config.load()?;
     let reader = Reader::load(&config.infer).map_err(|e| Failure::config(&e))?;
+    crate::privacy::Privacy::load(&config.privacy).map_err(|e| Failure::config(&e))?;
     let model = reader.model();
     if let Some(tls) = &config.alert.tls {
         for (key, path) in [("ca", &tls.ca), ("certificate", &tls.certificate), ("key", &tls.key)] {

@@ -54,6 +54,8 @@ enum Command {
         #[arg(long = "broker")]
         broker: Vec<String>,
     },
+    /// A new key for patient data in alerts (`[privacy] keys`); older ones stay in the file for what they sealed.
+    Key,
     /// Everybody ever enrolled, with the days that are left.
     List {
         /// One JSON object per identity instead of a table.
@@ -141,6 +143,10 @@ pub fn enrol(args: &Args) -> Result<(), Failure> {
                 clock::rfc3339(enrolment.broker_expires_ms())
             );
             install(&enrolment);
+        }
+        Command::Key => {
+            let path = open()?.rotate_key(now_ms).map_err(failed)?;
+            println!("bring {} to every daemon and station of the site, never to the broker", path.display());
         }
         Command::List { json } => list(&open()?, *json, now_ms)?,
     }

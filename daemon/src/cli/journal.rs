@@ -17,27 +17,43 @@ pub fn install() -> Result<(), Failure> {
     };
     log::set_max_level(level);
     let installed = if systemd_journal_logger::connected_to_journal() {
-        systemd_journal_logger::JournalLog::new()
-            .map_err(|e| Failure::internal(format!("failed to open the journal: {e}")))?
-            .install()
+        let journal = systemd_journal_logger::JournalLog::new()
+            .map_err(|e| Failure::internal(format!("failed to open the journal: {e}")))?;
+        log::set_boxed_logger(Box::new(Ours(journal)))
     } else {
-        log::set_logger(&Lines)
+        log::set_boxed_logger(Box::new(Ours(Lines)))
     };
     installed.map_err(|e| Failure::internal(e.to_string()))
+}
+
+/// Our own events at any level. Libraries may print what peers sent, or the password in `MqttOptions`: of theirs only
+/// warnings, whatever `ICHD_LOG` says.
+struct Ours<L>(L);
+
+impl<L: log::Log> log::Log for Ours<L> {
+    fn enabled(&self, metadata: &log::Metadata) -> bool {
+        metadata.level() <= log::Level::Warn || metadata.target().starts_with("ichd")
+    }
+
+    fn log(&self, record: &log::Record) {
+        if self.enabled(record.metadata()) {
+            self.0.log(record);
+        }
+    }
+
+    fn flush(&self) {
+        self.0.flush();
+    }
 }
 
 struct Lines;
 
 impl log::Log for Lines {
-    fn enabled(&self, metadata: &log::Metadata) -> bool {
-        // Libraries may print what peers sent; only their warnings are worth that risk.
-        metadata.level() <= log::Level::Warn || metadata.target().starts_with("ichd")
+    fn enabled(&self, _: &log::Metadata) -> bool {
+        true
     }
 
     fn log(&self, record: &log::Record) {
-        if !self.enabled(record.metadata()) {
-            return;
-        }
         let mut fields = Fields(String::new());
         let _ = record.key_values().visit(&mut fields);
         let time = crate::clock::rfc3339(crate::clock::wall_ms());

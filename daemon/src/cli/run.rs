@@ -34,9 +34,11 @@ pub(super) fn run(args: &ConfigFile) -> Result<(), Failure> {
         daemon::run(config, ready_tx, stop_rx).await
     });
     result.map_err(|error| match error {
-        RunError::Model(_) | RunError::Bind { .. } | RunError::Tls(_) | RunError::ReceiveTls(_) => {
-            Failure::config(&error)
-        }
+        RunError::Model(_)
+        | RunError::Privacy(_)
+        | RunError::Bind { .. }
+        | RunError::Tls(_)
+        | RunError::ReceiveTls(_) => Failure::config(&error),
         _ => Failure::failed(chain(&error)),
     })
 }

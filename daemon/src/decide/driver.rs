@@ -18,6 +18,7 @@ use crate::health::Pulse;
 use crate::infer::driver::{Job, Jobs, Outcome};
 use crate::infer::{ReadError, Timings};
 use crate::ledger::{Ledger, Record};
+use crate::privacy::Privacy;
 use crate::spool::Arrival;
 
 /// A series whose reading ended the program this often is not tried again.
@@ -35,6 +36,8 @@ pub struct Wiring {
     pub outcomes: mpsc::Receiver<Outcome>,
     /// Where every disposition is recorded.
     pub ledger: Arc<Ledger>,
+    /// What alerts say of the patient.
+    pub privacy: Privacy,
     /// Operating points and tiers of the model in use.
     pub policy: Policy,
     /// Back to `assemble`: this series failed for its own reason, take the next best of the study.
@@ -170,7 +173,9 @@ impl Judge {
     }
 
     async fn record(&mut self, volume: &SharedVolume, verdict: &Verdict, timings: Timings) {
+        let study_ref = self.wiring.ledger.reference(verdict.study.as_str());
         let record = Record {
+            shown: blocking(|| self.wiring.privacy.shown(verdict, &study_ref, volume.instances())),
             revision: volume.revision,
             timings,
             acquired_at: volume.instances().find_map(|i| i.header.acquired_at.clone()),

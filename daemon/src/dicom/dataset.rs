@@ -84,6 +84,11 @@ impl Dataset {
         (!text.is_empty()).then(|| text.to_owned())
     }
 
+    /// Value as it stands in the file; its repertoire is (0008,0005)'s.
+    pub fn bytes(&self, tag: Tag) -> Option<&[u8]> {
+        self.values.get(&tag).map(Vec::as_slice)
+    }
+
     /// Backslash-separated values, each trimmed.
     pub fn texts(&self, tag: Tag) -> Vec<String> {
         self.text(tag).map_or_else(Vec::new, |t| t.split('\\').map(|v| v.trim().to_owned()).collect())

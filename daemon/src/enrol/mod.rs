@@ -8,6 +8,7 @@
 //! ca/ca.crt, ca.key                  the site's own authority; ca.key is what must not be lost or leaked
 //! broker/mosquitto.conf, acl, passwords, ca.crt, ca.crl, broker.crt, broker.key        goes to the broker
 //! broker/conf.d/                     lines of the site's own; never touched
+//! privacy/privacy.jwks                keys for patient data; goes to daemons and stations, never to the broker
 //! device|station|viewer|bridge/NAME/ goes to the one who bears the name
 //! ```
 //!
@@ -387,6 +388,23 @@ impl Enrolment {
             })?;
         }
         Ok(identity)
+    }
+
+    /// A new key for patient data in front of the older ones: `privacy/privacy.jwks`, for daemons and stations, never
+    /// for the broker. Returns the file.
+    pub fn rotate_key(&self, now_ms: u64) -> Result<PathBuf, EnrolError> {
+        let path = self.root.join("privacy/privacy.jwks");
+        let old = path
+            .exists()
+            .then(|| std::fs::read_to_string(&path))
+            .transpose()
+            .map_err(|source| EnrolError::File { doing: "read", path: path.clone(), source })?;
+        let date = crate::clock::rfc3339(now_ms);
+        let kid = format!("{}-{}", date.get(..10).unwrap_or_default(), hex(&authority::random::<3>()?));
+        let set = crate::privacy::jwe::rotated(old.as_deref(), &kid)
+            .map_err(|detail| EnrolError::Certificate { doing: "make a key for patient data", detail })?;
+        files::replace(&path, set.as_bytes())?;
+        Ok(path)
     }
 
     /// A new certificate for the broker, with the names that clients use now (`None`: as before).

@@ -87,6 +87,8 @@ pub struct Record {
     pub acquired_at: Option<String>,
     /// Wall time of the decision, ms since the epoch.
     pub decided_wall_ms: u64,
+    /// What the alert may say of the patient, by privacy level.
+    pub shown: crate::privacy::Shown,
     /// Who sent it, and when it came.
     pub arrival: Arrival,
 }
@@ -443,6 +445,8 @@ impl Ledger {
                     document.addendum.push("suspected again after it was withdrawn".into());
                 }
                 self.fill(&mut document, verdict, finding);
+                document.subject.location = record.shown.location.clone();
+                document.subject.enc = record.shown.enc.clone();
             }
             (Change::Withdraw, _) => {
                 document.state = AlertState::Withdrawn;
@@ -525,7 +529,7 @@ impl Ledger {
             age_ms: 0,
             clock: ClockInfo::default(),
             expires_at: clock::rfc3339(record.decided_wall_ms + ALERT_VALID_MS),
-            subject: Subject { r#ref: self.spoken_code(verdict.study.as_str()) },
+            subject: Subject { r#ref: self.spoken_code(verdict.study.as_str()), location: None, enc: None },
             study: StudyInfo {
                 study_ref: study_ref.into(),
                 acquired_at: record.acquired_at.clone(),
