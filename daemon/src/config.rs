@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::dicom::AeTitle;
+use crate::report::Kind;
 
 /// The whole configuration.
 #[derive(Debug, Clone, Deserialize)]
@@ -34,6 +35,9 @@ pub struct Config {
     /// What alerts say of the patient.
     #[serde(default)]
     pub privacy: Privacy,
+    /// Results to the PACS.
+    #[serde(default)]
+    pub report: Report,
     /// Liveness.
     #[serde(default)]
     pub health: Health,
@@ -255,6 +259,58 @@ pub struct Privacy {
     pub keys: Option<PathBuf>,
 }
 
+/// Results to the PACS; off without a destination.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Report {
+    /// Which series that were not analysed are reported.
+    pub not_analysed: NotAnalysed,
+    /// How long a report is tried, h.
+    pub give_up_h: u64,
+    /// Where results go.
+    pub destination: Vec<ReportDestination>,
+}
+
+impl Default for Report {
+    fn default() -> Self {
+        Report { not_analysed: NotAnalysed::Candidates, give_up_h: 72, destination: Vec::new() }
+    }
+}
+
+/// Which series that were not analysed are reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NotAnalysed {
+    /// Not scouts, reformats, bone kernels and series that stood back behind a better one.
+    Candidates,
+    /// Every series.
+    All,
+}
+
+/// A storage SCP that takes results.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ReportDestination {
+    /// Its AE title.
+    pub ae_title: AeTitle,
+    /// Host and port.
+    pub address: String,
+    /// What it wants.
+    #[serde(default = "all_kinds")]
+    pub objects: Vec<Kind>,
+}
+
+fn all_kinds() -> Vec<Kind> {
+    vec![Kind::Report, Kind::Capture, Kind::KeyObject]
+}
+
+impl ReportDestination {
+    /// Name in the queue, journal and metrics.
+    pub fn name(&self) -> String {
+        format!("{}@{}", self.ae_title, self.address)
+    }
+}
+
 /// Liveness.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
@@ -395,6 +451,14 @@ impl Config {
         if self.assemble.slices_max < 2 || self.assemble.open_series_max == 0 {
             return bad("assemble", "allows no series", "set slices-max >= 2 and open-series-max >= 1");
         }
+        let port =
+            |d: &ReportDestination| d.address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+        if self.report.destination.iter().any(|d| port(d).is_none_or(|port| port == 0)) {
+            return bad("report.destination.address", "names no port", "write it as \"10.1.2.3:104\"");
+        }
+        if self.report.destination.iter().any(|d| d.objects.is_empty()) {
+            return bad("report.destination.objects", "is empty", "name at least one kind, or leave it out");
+        }
         if self.health.heartbeat_s == 0 || self.health.stage_silence_max_s == 0 {
             return bad("health", "has a zero interval", "use at least 1 s");
         }
@@ -483,6 +547,16 @@ mod tests {
     fn an_unknown_key_is_answered_with_the_nearest_right_one() {
         let message = check("[receive]\nae-titel = \"ICHD\"\n").unwrap_err();
         assert_eq!(message, "unknown key `ae-titel`, did you mean `ae-title`?");
+    }
+
+    #[test]
+    fn nothing_is_reported_unless_a_destination_is_named() {
+        assert!(Config::parse(SITE).unwrap().report.destination.is_empty());
+        check("[[report.destination]]\nae-title = \"PACS\"\naddress = \"pacs.example:104\"\n").unwrap();
+        let no_port = "[[report.destination]]\nae-title = \"PACS\"\naddress = \"10.1.2.3\"\n";
+        assert!(check(no_port).unwrap_err().contains("report.destination.address"));
+        let kind = "[[report.destination]]\nae-title = \"PACS\"\naddress = \"h:104\"\nobjects = [\"sr\"]\n";
+        assert!(check(kind).unwrap_err().contains("report"));
     }
 
     #[test]

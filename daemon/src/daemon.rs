@@ -18,7 +18,7 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::privacy::{Privacy, PrivacyError};
 use crate::spool::{Spool, SpoolError, SpoolLimits};
 use crate::tls::{Server, TlsError};
-use crate::{assemble, clock, decide, receive};
+use crate::{assemble, clock, decide, receive, report};
 
 /// Where the daemon listens, once it does.
 #[derive(Debug, Clone, Copy)]
@@ -92,7 +92,8 @@ pub async fn run(
     };
     let spool_dir = config.state.directory.join("spool");
     let spool = Arc::new(Spool::open(&spool_dir, limits).map_err(RunError::Spool)?);
-    let ledger = Arc::new(Ledger::open(&config.state.directory, &config.site).map_err(RunError::Ledger)?);
+    let ledger = Ledger::open(&config.state.directory, &config.site).map_err(RunError::Ledger)?;
+    let ledger = Arc::new(ledger.reporting(report::subscription(&config.report)));
     let privacy = Privacy::load(&config.privacy).map_err(RunError::Privacy)?;
     let already_read = ledger.already_read().map_err(RunError::Ledger)?;
 
@@ -121,6 +122,15 @@ pub async fn run(
         publisher::Publisher::new(&config.alert, &config.health, ledger.clone(), reader.model().clone())
             .map_err(RunError::Tls)?;
     let links = publisher.spawn(wake.clone(), pulses.register("alert"), shutdown.clone());
+    let reports = report::spawn(
+        config.report.clone(),
+        report::Wiring {
+            ledger: ledger.clone(),
+            spool_directory: spool_dir,
+            calling: config.receive.ae_title.clone(),
+            shutdown: shutdown.clone(),
+        },
+    );
 
     let (jobs, outcomes) = infer::driver::spawn(reader.clone(), infer_pulse).map_err(RunError::Thread)?;
     let (actions_tx, actions) = mpsc::channel(ACTIONS_MAX);
@@ -184,19 +194,20 @@ pub async fn run(
     let _ = ready.send(addresses);
 
     // Serve and drain, upstream first: each stage ends when the one before it has hung up.
-    let stages = [
+    let stages = vec![
         ("receive", receiver),
         ("assemble", assembler),
         ("decide", judge),
         ("health", monitor),
         ("alert", links.task),
+        ("report", reports),
     ];
     serve(stages, shutdown, Duration::from_millis(config.health.drain_ms)).await
 }
 
 /// Waits for shutdown or for a stage that ends by itself; then lets every stage finish within the deadline.
 async fn serve(
-    mut stages: [(&'static str, JoinHandle<()>); 5],
+    mut stages: Vec<(&'static str, JoinHandle<()>)>,
     mut shutdown: watch::Receiver<bool>,
     drain: Duration,
 ) -> Result<(), RunError> {

@@ -24,6 +24,7 @@ pub mod privacy;
 
 pub mod alert;
 pub mod ledger;
+pub mod report;
 
 pub mod enrol;
 

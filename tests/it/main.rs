@@ -12,6 +12,7 @@ mod night;
 mod peers;
 mod privacy;
 mod refusals;
+mod report;
 mod testdata;
 mod tls;
 mod wire;

@@ -5,6 +5,7 @@
 
 pub mod audit;
 pub mod evidence;
+pub mod reports;
 mod schema;
 
 use std::collections::{BTreeSet, HashMap};
@@ -168,6 +169,7 @@ pub struct Ledger {
     key: [u8; 32],
     boot: u64,
     boot_id: String,
+    subscription: reports::Subscription,
 }
 
 impl Ledger {
@@ -190,6 +192,7 @@ impl Ledger {
             key,
             boot,
             boot_id: clock::boot_id(),
+            subscription: reports::Subscription::default(),
         })
     }
 
@@ -258,6 +261,7 @@ impl Ledger {
             .map_err(doing("begin a transaction"))?;
         let study_ref = self.reference(verdict.study.as_str());
         self.write_series(&tx, verdict, record, &study_ref)?;
+        reports::queue(&tx, &self.subscription, verdict, record)?;
         let alert = self.write_alert(&tx, verdict, record, &study_ref)?;
         if verdict.stage == Stage::Final {
             let document = StudyDisposition {
