@@ -76,11 +76,6 @@ impl Dataset {
         Ok(dataset)
     }
 
-    /// The bytes of a value as they stand in the file, padding and all; `None` if absent.
-    pub fn bytes(&self, tag: Tag) -> Option<&[u8]> {
-        self.values.get(&tag).map(Vec::as_slice)
-    }
-
     /// First value as text, trimmed; `None` if absent or empty. Bytes beyond ASCII are replaced.
     pub fn text(&self, tag: Tag) -> Option<String> {
         let bytes = self.values.get(&tag)?;
