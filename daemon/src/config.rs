@@ -41,6 +41,9 @@ pub struct Config {
     /// Liveness.
     #[serde(default)]
     pub health: Health,
+    /// Numbers for a monitor.
+    #[serde(default)]
+    pub metrics: crate::evidence::metrics::Config,
 }
 
 /// What surfaces may say (design section 8).
@@ -459,6 +462,13 @@ impl Config {
         if self.report.destination.iter().any(|d| d.objects.is_empty()) {
             return bad("report.destination.objects", "is empty", "name at least one kind, or leave it out");
         }
+        if self.metrics.listen.is_some_and(|address| !address.ip().is_loopback()) {
+            return bad(
+                "metrics.listen",
+                "is not on loopback",
+                "use 127.0.0.1, with a proxy where others must ask",
+            );
+        }
         if self.health.heartbeat_s == 0 || self.health.stage_silence_max_s == 0 {
             return bad("health", "has a zero interval", "use at least 1 s");
         }
@@ -557,6 +567,13 @@ mod tests {
         assert!(check(no_port).unwrap_err().contains("report.destination.address"));
         let kind = "[[report.destination]]\nae-title = \"PACS\"\naddress = \"h:104\"\nobjects = [\"sr\"]\n";
         assert!(check(kind).unwrap_err().contains("report"));
+    }
+
+    #[test]
+    fn metrics_leave_the_box_only_through_somebody_elses_door() {
+        assert!(Config::parse(SITE).unwrap().metrics.listen.is_none());
+        check("[metrics]\nlisten = \"127.0.0.1:9273\"\n").unwrap();
+        assert!(check("[metrics]\nlisten = \"0.0.0.0:9273\"\n").unwrap_err().contains("metrics.listen"));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::privacy::{Privacy, PrivacyError};
 use crate::spool::{Spool, SpoolError, SpoolLimits};
 use crate::tls::{Server, TlsError};
-use crate::{assemble, clock, decide, receive, report};
+use crate::{assemble, clock, decide, evidence, receive, report};
 
 /// Where the daemon listens, once it does.
 #[derive(Debug, Clone, Copy)]
@@ -50,8 +50,8 @@ pub enum RunError {
     /// Certificates of the DICOM side refused.
     #[error("failed to prepare receive.tls")]
     ReceiveTls(#[source] TlsError),
-    /// A DICOM port could not be bound.
-    #[error("failed to listen on {address} (receive.listen, receive.tls.listen)")]
+    /// A port could not be bound.
+    #[error("failed to listen on {address} (receive.listen, receive.tls.listen, metrics.listen)")]
     Bind {
         /// Configured address.
         address: SocketAddr,
@@ -116,6 +116,11 @@ pub async fn run(
         dicom_tls: tls.as_ref().and_then(|(listener, _)| listener.local_addr().ok()),
     };
 
+    let metrics = match config.metrics.listen {
+        Some(at) => Some(TcpListener::bind(at).await.map_err(bind(at))?),
+        None => None,
+    };
+
     // Wire, downstream first, so that nobody talks to a stage that is not there.
     let wake = Arc::new(Notify::new());
     let publisher =
@@ -172,17 +177,30 @@ pub async fn run(
     let monitor = tokio::spawn(health::monitor::run(
         config.health.clone(),
         health::monitor::Wiring {
-            pulses,
-            link: links.link,
+            pulses: pulses.clone(),
+            link: links.link.clone(),
             status: links.status,
             heartbeat: links.heartbeat,
-            ledger,
+            ledger: ledger.clone(),
             state_directory: config.state.directory.clone(),
             free_bytes_min: config.receive.free_bytes_min,
             certificates: config.certificates(),
             shutdown: shutdown.clone(),
         },
     ));
+
+    let evidence = evidence::spawn(
+        metrics,
+        evidence::metrics::Wiring {
+            ledger,
+            model: reader.model().clone(),
+            pulses,
+            link: links.link,
+            state_directory: config.state.directory.clone(),
+            started,
+        },
+        shutdown.clone(),
+    );
 
     // Announce.
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
@@ -201,6 +219,7 @@ pub async fn run(
         ("health", monitor),
         ("alert", links.task),
         ("report", reports),
+        ("evidence", evidence),
     ];
     serve(stages, shutdown, Duration::from_millis(config.health.drain_ms)).await
 }

@@ -28,6 +28,8 @@ pub mod report;
 
 pub mod enrol;
 
+pub mod evidence;
+
 pub mod clock;
 pub mod config;
 pub mod health;

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use crate::peers::{Appliance, Listener, Mosquitto, Phantom, alone, storescu};
+use crate::peers::{Appliance, Listener, Mosquitto, Phantom, alone, free_port, storescu, wait_until};
 
 fn ichd(appliance: &Appliance, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ichd"))
@@ -48,4 +48,51 @@ fn replay_gives_the_ledgers_bytes_and_says_so_when_it_does_not() {
     let line: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(line["equal"], false);
     assert_eq!(line["difference"], "the spool holds other instances than were read");
+}
+
+#[test]
+fn prometheus_can_scrape_and_promtool_finds_nothing_to_complain_about() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let port = free_port();
+    let extra = format!("free-bytes-min = 1000\n\n[metrics]\nlisten = \"127.0.0.1:{port}\"\n");
+    let appliance = Appliance::with(broker.port, &extra);
+    assert!(storescu(appliance.port, &Phantom::bleed().files, &[]).0);
+    assert!(!storescu(appliance.port, &Phantom::bleed().files[..1], &["-aet", "STRANGER"]).0);
+    let row = appliance.dispositions(1).remove(0);
+    let url = format!("http://127.0.0.1:{port}/metrics");
+    let mut text = String::new();
+    wait_until("the association has ended and was counted", || {
+        let output = Command::new("curl").args(["-fsS", &url]).output().expect("curl is needed");
+        assert!(output.status.success(), "{output:?}");
+        text = String::from_utf8(output.stdout).unwrap();
+        text.contains("\nichd_instances_received_total 30\n")
+    });
+    for line in [
+        "ichd_series{disposition=\"suspected\",reason=\"\"} 1",
+        "ichd_open_alerts 1",
+        "ichd_last_slice_to_verdict_seconds_count 1",
+        "ichd_events_total{event=\"association_refused\",reason=\"unknown_calling\"} 1",
+    ] {
+        assert!(text.contains(&format!("\n{line}\n")), "{line}\n{text}");
+    }
+    for secret in [row["study_uid"].as_str().unwrap(), row["series_uid"].as_str().unwrap(), "PHANTOM", "CT1"]
+    {
+        assert!(!text.contains(secret), "{secret} in\n{text}");
+    }
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("prometheus is needed (tests/run installs it)");
+    std::io::Write::write_all(&mut promtool.stdin.take().unwrap(), text.as_bytes()).unwrap();
+    let output = promtool.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    let elsewhere = Command::new("curl")
+        .args(["-s", "-o", "/dev/null", "-w", "%{http_code}"])
+        .arg(format!("http://127.0.0.1:{port}/"))
+        .output();
+    assert_eq!(String::from_utf8_lossy(&elsewhere.unwrap().stdout), "404");
 }

@@ -37,6 +37,7 @@ impl<L: log::Log> log::Log for Ours<L> {
 
     fn log(&self, record: &log::Record) {
         if self.enabled(record.metadata()) {
+            crate::evidence::counts::count(record);
             self.0.log(record);
         }
     }

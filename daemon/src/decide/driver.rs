@@ -14,6 +14,7 @@ use crate::assemble::SharedVolume;
 use crate::assemble::assembler::Action;
 use crate::clock;
 use crate::dicom::SeriesUid;
+use crate::evidence::counts;
 use crate::health::Pulse;
 use crate::infer::driver::{Job, Jobs, Outcome};
 use crate::infer::{ReadError, Timings};
@@ -187,10 +188,13 @@ impl Judge {
         match recorded {
             Ok(recorded) => {
                 log::info!(
-                    event = "verdict", study = recorded.study_ref.as_str(),
+                    event = "verdict",
+                    study = recorded.study_ref.as_str(),
                     disposition = verdict.disposition.as_str(),
                     reason = verdict.disposition.why().map_or("", Why::code);
-                    "{} {}", verdict.disposition.as_str(), verdict.disposition.why().map_or("", Why::code)
+                    "{} {}",
+                    verdict.disposition.as_str(),
+                    verdict.disposition.why().map_or("", Why::code)
                 );
                 self.wiring.wake.notify_one();
             }
@@ -198,6 +202,9 @@ impl Judge {
         }
         if verdict.stage == Stage::Provisional {
             return;
+        }
+        if let Some(last_ms) = record.arrival.last_ms {
+            counts::final_verdict(record.decided_wall_ms.saturating_sub(last_ms));
         }
         self.attempted.remove(&volume.series);
         if verdict.disposition.why() != Some(Why::Crashed)

@@ -23,7 +23,7 @@ impl Pulse {
 }
 
 /// All pulses, held by health.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Pulses {
     start: Instant,
     stages: Vec<(&'static str, Pulse)>,
@@ -42,13 +42,16 @@ impl Pulses {
         pulse
     }
 
+    /// How long each stage has been silent.
+    pub fn ages(&self, now: Instant) -> Vec<(&'static str, Duration)> {
+        let now_ms = crate::clock::ms(now - self.start);
+        let age = |p: &Pulse| Duration::from_millis(now_ms.saturating_sub(p.last_ms.load(Ordering::Relaxed)));
+        self.stages.iter().map(|(stage, p)| (*stage, age(p))).collect()
+    }
+
     /// Stages that have been silent for longer than `silence_max`.
     pub fn silent(&self, now: Instant, silence_max: Duration) -> Vec<&'static str> {
-        let now_ms = crate::clock::ms(now - self.start);
-        let is_silent = |p: &Pulse| {
-            now_ms.saturating_sub(p.last_ms.load(Ordering::Relaxed)) > crate::clock::ms(silence_max)
-        };
-        self.stages.iter().filter(|(_, p)| is_silent(p)).map(|(stage, _)| *stage).collect()
+        self.ages(now).into_iter().filter(|(_, age)| *age > silence_max).map(|(stage, _)| stage).collect()
     }
 }
 

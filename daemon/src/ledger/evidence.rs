@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rusqlite::OptionalExtension;
 
-use super::{LedgerError, SeriesRow, doing, open_read_only, series_rows};
+use super::{Ledger, LedgerError, SeriesRow, doing, open_read_only, series_rows};
 
 /// The rows that an identifier names: a series or study UID, an alert identifier, or the number of a row.
 pub fn find(state: &Path, id: &str) -> Result<Vec<SeriesRow>, LedgerError> {
@@ -20,4 +20,17 @@ pub fn find(state: &Path, id: &str) -> Result<Vec<SeriesRow>, LedgerError> {
         None => row.series_uid == id || row.study_uid == id || row.row.to_string() == id,
     });
     Ok(rows)
+}
+
+impl Ledger {
+    /// Series by disposition and reason; the reason is empty where there is none.
+    pub fn series_counts(&self) -> Result<Vec<(String, String, u64)>, LedgerError> {
+        let connection = self.lock();
+        let sql =
+            "SELECT disposition, coalesce(reason, ''), count(*) FROM series GROUP BY 1, 2 ORDER BY 1, 2";
+        let mut statement = connection.prepare_cached(sql).map_err(doing("count series"))?;
+        let rows =
+            statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?, r.get::<_, i64>(2)?.unsigned_abs())));
+        rows.and_then(Iterator::collect).map_err(doing("count series"))
+    }
 }
