@@ -112,6 +112,21 @@ pub struct Receive {
     pub free_bytes_min: u64,
     /// Mutual TLS on a second listener.
     pub tls: Option<ReceiveTls>,
+    /// Peers that are offered Storage Commitment; none by default, since a scanner may delete what was committed.
+    pub peer: Vec<Peer>,
+}
+
+/// A peer that we may have to call back.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Peer {
+    /// Its AE title; also to be listed in `receive.calling-ae-titles`.
+    pub ae_title: AeTitle,
+    /// Where it listens, `host:port`.
+    pub address: String,
+    /// Over TLS, with the certificates of `[receive.tls]`.
+    #[serde(default)]
+    pub tls: bool,
 }
 
 /// Mutual TLS on the DICOM side; all PEM files, followed while the daemon runs.
@@ -158,6 +173,7 @@ impl Default for Receive {
             total_timeout_ms: 3_600_000,
             free_bytes_min: 1 << 30,
             tls: None,
+            peer: Vec::new(),
         }
     }
 }
@@ -448,6 +464,22 @@ impl Config {
                 );
             }
         }
+        for peer in &self.receive.peer {
+            let port = peer.address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+            if port.is_none_or(|port| port == 0) {
+                return bad("receive.peer.address", "names no port", "write it as \"10.1.2.3:104\"");
+            }
+            if !self.receive.calling_ae_titles.contains(&peer.ae_title) {
+                return bad(
+                    "receive.peer.ae-title",
+                    "is not in receive.calling-ae-titles",
+                    "a peer has to be admitted before it can ask; list it there too",
+                );
+            }
+            if peer.tls && self.receive.tls.is_none() {
+                return bad("receive.peer.tls", "needs certificates", "add [receive.tls]");
+            }
+        }
         if self.assemble.quiet_ms > self.assemble.quiet_incomplete_ms {
             return bad("assemble.quiet-ms", "exceeds quiet-incomplete-ms", "lower it, or raise the other");
         }
@@ -580,6 +612,10 @@ mod tests {
     fn a_bad_value_names_key_and_mend() {
         let message = check("[alert]\nbroker-host = \"10.0.0.9\"\n").unwrap_err();
         assert!(message.contains("alert.tls") && message.contains("add [alert.tls]"), "{message}");
+        let peer = "[receive]\ncalling-ae-titles = [\"CT1\"]\n[[receive.peer]]\nae-title = \"CT1\"\n";
+        check(&format!("{peer}address = \"10.1.2.3:104\"\n")).unwrap();
+        assert!(check(&format!("{peer}address = \"10.1.2.3\"\n")).unwrap_err().contains("peer.address"));
+        assert!(check(&peer.replace("[\"CT1\"]", "[]").replace("[[", "[[")).unwrap_err().contains("address"));
         let tls = "[receive.tls]\nca = \"c\"\ncertificate = \"c\"\nkey = \"k\"\n";
         assert!(check(&format!("{tls}listen = \"127.0.0.1:11112\"\n")).unwrap_err().contains("2762"));
         let stranger = format!("{tls}listen = \"127.0.0.1:2762\"\nplaintext-ae-titles = [\"CT9\"]\n");

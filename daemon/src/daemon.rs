@@ -11,6 +11,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::alert::publisher;
+use crate::commit::Commitments;
 use crate::config::Config;
 use crate::health::{self, Pulses};
 use crate::infer::{self, ModelError, Reader};
@@ -18,7 +19,7 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::privacy::{Privacy, PrivacyError};
 use crate::spool::{Spool, SpoolError, SpoolLimits};
 use crate::tls::{Server, TlsError};
-use crate::{assemble, clock, decide, evidence, receive, report};
+use crate::{assemble, clock, commit, decide, evidence, receive, report};
 
 /// Where the daemon listens, once it does.
 #[derive(Debug, Clone, Copy)]
@@ -166,10 +167,19 @@ pub async fn run(
             pulse: pulses.register("assemble"),
         },
     ));
+    let commitments = Arc::new(Commitments::new(spool.clone(), ledger.clone(), config.receive.peer.clone()));
+    let committer = tokio::spawn(commit::driver::run(commit::driver::Wiring {
+        commitments: commitments.clone(),
+        ae_title: config.receive.ae_title.clone(),
+        tls: config.receive.tls.as_ref().map(|tls| tls.files()),
+        pulse: pulses.register("commit"),
+        shutdown: shutdown.clone(),
+    }));
     let receiver = tokio::spawn(receive::serve(
         receive::Doors { plain, tls },
         config.receive.clone(),
         spool,
+        Some(commitments),
         receive::Events::new(events_tx, rescan_wanted),
         pulses.register("receive"),
         shutdown.clone(),
@@ -214,6 +224,7 @@ pub async fn run(
     // Serve and drain, upstream first: each stage ends when the one before it has hung up.
     let stages = vec![
         ("receive", receiver),
+        ("commit", committer),
         ("assemble", assembler),
         ("decide", judge),
         ("health", monitor),

@@ -11,6 +11,7 @@
 
 pub mod dicom;
 
+pub mod commit;
 pub mod receive;
 pub mod spool;
 

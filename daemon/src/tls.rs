@@ -90,14 +90,33 @@ impl Files {
         })
     }
 
-    fn server_config(&self) -> Result<ServerConfig, TlsError> {
+    /// The client's side of mutual TLS with the same files: for a peer that we call back.
+    pub fn client_config(&self) -> Result<rustls::ClientConfig, TlsError> {
         let bad = |key, path: &Path, detail: String| TlsError { key, path: path.into(), detail };
+        let chain = certificates("certificate", &self.certificate)?;
+        let key =
+            PrivateKeyDer::from_pem_file(&self.key).map_err(|e| bad("key", &self.key, e.to_string()))?;
+        rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|e| bad("certificate", &self.certificate, e.to_string()))?
+            .with_root_certificates(self.roots()?)
+            .with_client_auth_cert(chain, key)
+            .map_err(|e| bad("key", &self.key, e.to_string()))
+    }
+
+    fn roots(&self) -> Result<RootCertStore, TlsError> {
         let mut roots = RootCertStore::empty();
         for authority in certificates("ca", &self.ca)? {
-            roots.add(authority).map_err(|e| bad("ca", &self.ca, e.to_string()))?;
+            let bad = |e: rustls::Error| TlsError { key: "ca", path: self.ca.clone(), detail: e.to_string() };
+            roots.add(authority).map_err(bad)?;
         }
+        Ok(roots)
+    }
+
+    fn server_config(&self) -> Result<ServerConfig, TlsError> {
+        let bad = |key, path: &Path, detail: String| TlsError { key, path: path.into(), detail };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()?), provider.clone())
             .build()
             .map_err(|e| bad("ca", &self.ca, e.to_string()))?;
         let chain = certificates("certificate", &self.certificate)?;

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up its peers has failed")]
 
 mod chaos;
+mod commitment;
 mod enrolment;
 mod evidence;
 mod host;

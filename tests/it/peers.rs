@@ -29,6 +29,12 @@ pub fn key() -> PathBuf {
     repository().join("models/keys/ichd-base.pub")
 }
 
+/// Python with the packages of `tests/requirements.txt`.
+pub fn python() -> PathBuf {
+    let installed = repository().join("target/venv/bin/python");
+    if installed.exists() { installed } else { "python3".into() }
+}
+
 /// Real data, where it lies beside the repository.
 pub fn testdata() -> Option<PathBuf> {
     let path = std::env::var_os("ICHD_TESTDATA")

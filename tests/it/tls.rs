@@ -8,12 +8,12 @@ use tempfile::TempDir;
 use crate::peers::{Appliance, Listener, Mosquitto, Phantom, alone, free_port, storescu, wait_until};
 
 /// An authority and what it has signed.
-struct Authority {
+pub struct Authority {
     dir: TempDir,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let authority = Authority { dir: tempfile::tempdir().unwrap() };
         authority.openssl(
             "req -x509 -newkey rsa:2048 -nodes -subj /CN=hospital -days 3650 -keyout ca.key -out ca.crt",
@@ -31,9 +31,10 @@ impl Authority {
     }
 
     /// Signs `name.crt` for `name.key`; both are put in place whole, as a careful renewal would.
-    fn sign(&self, name: &str, days: u32) {
+    pub fn sign(&self, name: &str, days: u32) {
         self.openssl(&format!("req -newkey rsa:2048 -nodes -subj /CN={name} -keyout new.key -out new.csr"));
-        std::fs::write(self.path("v3"), "basicConstraints = CA:FALSE\n").unwrap();
+        std::fs::write(self.path("v3"), "basicConstraints = CA:FALSE\nsubjectAltName = IP:127.0.0.1\n")
+            .unwrap();
         self.openssl(&format!(
             "x509 -req -in new.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days {days} -extfile v3 -out new.crt"
         ));
@@ -46,7 +47,7 @@ impl Authority {
         self.dir.path().join(name)
     }
 
-    fn text(&self, name: &str) -> String {
+    pub fn text(&self, name: &str) -> String {
         self.path(name).display().to_string()
     }
 
@@ -56,7 +57,7 @@ impl Authority {
         vec!["+tls".into(), file("key"), file("crt"), "+cf".into(), self.text("ca.crt")]
     }
 
-    fn table(&self, listen: u16, more: &str) -> String {
+    pub fn table(&self, listen: u16, more: &str) -> String {
         format!(
             "free-bytes-min = 1000\n[receive.tls]\nlisten = \"127.0.0.1:{listen}\"\nca = {:?}\n\
              certificate = {:?}\nkey = {:?}\n{more}\n",

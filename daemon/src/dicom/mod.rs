@@ -5,6 +5,7 @@
 mod ae;
 pub mod dataset;
 pub mod header;
+pub mod nested;
 mod phi;
 mod uid;
 

@@ -4,9 +4,12 @@
 //! either all of them are there or none, and then the spool makes the series be read again.
 
 pub mod audit;
+mod commitments;
 pub mod evidence;
 pub mod reports;
 mod schema;
+
+pub use commitments::CommitmentRow;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};

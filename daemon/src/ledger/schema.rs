@@ -72,4 +72,5 @@ CREATE TABLE reports (
 CREATE INDEX reports_by_series ON reports (series_uid);
 CREATE TABLE atna (seq INTEGER PRIMARY KEY AUTOINCREMENT, message TEXT NOT NULL) STRICT;
 ",
+    super::commitments::MIGRATION,
 ];

@@ -12,12 +12,17 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::admit::{self, Admission};
-use super::dimse::{C_CANCEL_RQ, C_ECHO_RQ, C_STORE_RQ, COMMAND_BYTES_MAX, Command, Status};
+use super::dimse::{
+    self, C_CANCEL_RQ, C_ECHO_RQ, C_STORE_RQ, COMMAND_BYTES_MAX, Command, N_ACTION_RQ, N_EVENT_REPORT_RSP,
+    Status,
+};
 use super::negotiate::{self, Context, Negotiated};
 use super::upper::{Link, Pdu, Rejection, Stream, UpperError};
 use super::{Event, Events, Shared, Titles, refused, syntax};
+use crate::commit::{self, Commitments, Held, message};
 use crate::config;
 use crate::dicom::SopInstanceUid;
+use crate::dicom::nested::Encoding;
 use crate::spool::{FileMeta, Incoming, StoreError, Stored};
 
 /// Bytes collected before they are handed to the disk.
@@ -33,6 +38,11 @@ pub(super) struct Guest {
     /// Without one it is only told to come back later.
     pub permit: Option<OwnedSemaphorePermit>,
 }
+
+/// Error Comment of what nobody here does.
+const UNKNOWN: &str = "C-STORE, C-ECHO and Storage Commitment only";
+/// The bit of Command Field that makes a response.
+const RESPONSE: u16 = 0x8000;
 
 /// Serves one connection from accept to close.
 pub(super) async fn run(shared: &Shared, guest: Guest, mut shutdown: watch::Receiver<bool>) {
@@ -52,7 +62,7 @@ pub(super) async fn run(shared: &Shared, guest: Guest, mut shutdown: watch::Rece
     // TLS and A-ASSOCIATE together: neither may outlast the limit.
     let established = tokio::time::timeout(handshake, async {
         let mut link = connect(config, socket, tls).await?;
-        Ok((establish(config, &mut link, is_secure).await?, link))
+        Ok((establish(config, shared.commitments.as_deref(), &mut link, is_secure).await?, link))
     });
     let timed_out = Refusal { reason: "handshake_timeout", ..Refusal::default() };
     let (Established { calling, contexts }, mut link) = match established.await.unwrap_or(Err(timed_out)) {
@@ -63,7 +73,16 @@ pub(super) async fn run(shared: &Shared, guest: Guest, mut shutdown: watch::Rece
     shared.events.offer(Event::Opened { association: number });
     let mut opened = Opened { events: &shared.events, association: number, orderly: false };
     let total = Duration::from_millis(config.total_timeout_ms);
-    let mut session = Session { shared, number, calling, contexts, n_bytes: 0, n_stored: 0 };
+    let mut session = Session {
+        shared,
+        number,
+        calling,
+        contexts,
+        n_bytes: 0,
+        n_stored: 0,
+        reports: Vec::new(),
+        next_message_id: 1,
+    };
     let ended = tokio::time::timeout(total, session.serve(&mut link, &mut shutdown)).await;
     let (orderly, why) = match ended {
         Ok(End::Released) => (true, "released"),
@@ -144,6 +163,7 @@ impl From<UpperError> for Refusal {
 /// Takes the request, judges it, answers it.
 pub(super) async fn establish(
     config: &config::Receive,
+    commitments: Option<&Commitments>,
     link: &mut Link,
     is_secure: bool,
 ) -> Result<Established, Refusal> {
@@ -162,12 +182,16 @@ pub(super) async fn establish(
         let _ = link.reject(rejection).await;
         return Err(Refusal { reason, titles, ..Refusal::default() });
     }
-    let negotiated = negotiate::negotiate(&request, syntax::is_offered);
+    let calling = request.calling_ae_title.trim().to_owned();
+    let negotiated = negotiate::negotiate(&request, |class| {
+        syntax::is_offered(class)
+            || class == commit::SOP_CLASS && commitments.is_some_and(|c| c.serves(&calling))
+    });
     let answer = negotiate::answer(&request, &negotiated, config.pdu_bytes_max);
     let Negotiated { contexts, peer_pdu_bytes_max, .. } = negotiated;
     link.limit_sending(peer_pdu_bytes_max);
     link.send_association(&pdu::Pdu::AssociationAC(answer)).await?;
-    Ok(Established { calling: request.calling_ae_title.trim().to_owned(), contexts })
+    Ok(Established { calling, contexts })
 }
 
 /// Why a request is rejected, in the standard's words and in the journal's.
@@ -203,25 +227,39 @@ struct Session<'a> {
     contexts: Vec<Context>,
     n_bytes: u64,
     n_stored: u64,
+    /// Storage commitments reported on this association, by the message id they were reported under. What the peer has
+    /// not confirmed when the association ends is delivered on another one.
+    reports: Vec<(u16, Held)>,
+    next_message_id: u16,
 }
 
-/// A C-STORE whose data set is arriving.
-struct Storing {
+/// A command whose data set is arriving.
+struct Receiving {
     command: Command,
     context: u8,
-    /// `None` once it is refused; the rest of the data set is then read and thrown away.
-    incoming: Option<Incoming>,
+    body: Body,
     buffer: Vec<u8>,
+    /// Once there is one, the rest of the data set is read and thrown away.
     refusal: Option<(Status, String)>,
+}
+
+/// What becomes of a data set.
+enum Body {
+    /// C-STORE: streamed to the spool.
+    Store(Incoming),
+    /// N-ACTION: kept, up to a limit.
+    Action(Encoding),
+    /// Refused, or the data set of a response: nothing.
+    Nothing,
 }
 
 impl Session<'_> {
     async fn serve(&mut self, link: &mut Link, shutdown: &mut watch::Receiver<bool>) -> End {
         let mut command_bytes: Vec<u8> = Vec::new();
-        let mut storing: Option<Storing> = None;
+        let mut receiving: Option<Receiving> = None;
         loop {
             // Between two instances a drain may end the association; what was acknowledged is safe.
-            let idle = storing.is_none() && command_bytes.is_empty();
+            let idle = receiving.is_none() && command_bytes.is_empty();
             let pdu = tokio::select! {
                 pdu = link.receive() => pdu,
                 _ = shutdown.changed(), if idle => return End::Aborted("shutting_down"),
@@ -239,7 +277,7 @@ impl Session<'_> {
             for value in values {
                 let done = match value.is_command {
                     true => {
-                        if storing.is_some() || command_bytes.len() + value.data.len() > COMMAND_BYTES_MAX {
+                        if receiving.is_some() || command_bytes.len() + value.data.len() > COMMAND_BYTES_MAX {
                             return End::Aborted("command_out_of_place");
                         }
                         command_bytes.extend(&value.data);
@@ -250,13 +288,13 @@ impl Session<'_> {
                         command_bytes.clear();
                         let Ok(command) = parsed else { return End::Aborted("malformed_command") };
                         match self.on_command(link, command, value.context).await {
-                            Ok(next) => storing = next,
+                            Ok(next) => receiving = next,
                             Err(end) => return end,
                         }
                         continue;
                     }
                     false => {
-                        let Some(current) = &mut storing else { return End::Aborted("data_out_of_place") };
+                        let Some(current) = &mut receiving else { return End::Aborted("data_out_of_place") };
                         if value.context != current.context {
                             return End::Aborted("context_changed");
                         }
@@ -265,7 +303,7 @@ impl Session<'_> {
                     }
                 };
                 if done
-                    && let Some(finished) = storing.take()
+                    && let Some(finished) = receiving.take()
                     && let Err(end) = self.finish(link, finished).await
                 {
                     return end;
@@ -279,7 +317,7 @@ impl Session<'_> {
         link: &mut Link,
         command: Command,
         context: u8,
-    ) -> Result<Option<Storing>, End> {
+    ) -> Result<Option<Receiving>, End> {
         let Some(negotiated) = self.contexts.iter().find(|c| c.id == context) else {
             return Err(End::Aborted("unknown_context"));
         };
@@ -291,38 +329,38 @@ impl Session<'_> {
                 Ok(None)
             }
             C_STORE_RQ if command.has_data_set => {
-                let (incoming, refusal) = match self.begin(&command, negotiated) {
-                    Ok(incoming) => (Some(incoming), None),
-                    Err(refusal) => (None, Some(refusal)),
-                };
-                Ok(Some(Storing { command, context, incoming, buffer: Vec::new(), refusal }))
+                let begun = self.begin(&command, negotiated).map(Body::Store);
+                Ok(Some(Receiving::new(command, context, begun)))
             }
-            C_STORE_RQ => {
+            N_ACTION_RQ if command.has_data_set => {
+                let begun = begin_action(&command, negotiated).map(Body::Action);
+                Ok(Some(Receiving::new(command, context, begun)))
+            }
+            C_STORE_RQ | N_ACTION_RQ => {
                 self.answer(link, &command, context, Status::CANNOT_UNDERSTAND, "no data set follows")
                     .await?;
                 Ok(None)
             }
+            N_EVENT_REPORT_RSP => {
+                self.on_report_taken(&command);
+                Ok(command.has_data_set.then(|| Receiving::new(command, context, Ok(Body::Nothing))))
+            }
+            // A response to nothing of ours.
+            field if field & RESPONSE != 0 => Err(End::Aborted("unexpected_response")),
             _ if !command.has_data_set => {
-                self.answer(
-                    link,
-                    &command,
-                    context,
-                    Status::UNRECOGNIZED_OPERATION,
-                    "C-STORE and C-ECHO only",
-                )
-                .await?;
+                self.answer(link, &command, context, Status::UNRECOGNIZED_OPERATION, UNKNOWN).await?;
                 Ok(None)
             }
             _ => {
-                let refusal = Some((Status::UNRECOGNIZED_OPERATION, "C-STORE and C-ECHO only".to_owned()));
-                Ok(Some(Storing { command, context, incoming: None, buffer: Vec::new(), refusal }))
+                let refusal = Err((Status::UNRECOGNIZED_OPERATION, UNKNOWN.to_owned()));
+                Ok(Some(Receiving::new(command, context, refusal)))
             }
         }
     }
 
     fn begin(&self, command: &Command, negotiated: &Context) -> Result<Incoming, (Status, String)> {
         let class = negotiated.abstract_syntax.as_str();
-        if command.sop_class != class || class == syntax::VERIFICATION {
+        if command.sop_class != class || class == syntax::VERIFICATION || class == commit::SOP_CLASS {
             return Err((
                 Status::SOP_CLASS_NOT_SUPPORTED,
                 "SOP class differs from the presentation context".into(),
@@ -343,41 +381,101 @@ impl Session<'_> {
         tokio::task::block_in_place(|| self.shared.spool.begin(meta)).map_err(|e| refusal(&e))
     }
 
-    fn on_data(&mut self, storing: &mut Storing, bytes: &[u8]) {
+    fn on_data(&mut self, receiving: &mut Receiving, bytes: &[u8]) {
         self.n_bytes += bytes.len() as u64;
-        if storing.refusal.is_some() {
+        if receiving.refusal.is_some() {
             return;
         }
-        storing.buffer.extend_from_slice(bytes);
-        if storing.buffer.len() >= WRITE_BYTES {
-            flush(storing);
+        let limit = match receiving.body {
+            Body::Store(_) => WRITE_BYTES,
+            Body::Action(_) => message::REQUEST_BYTES_MAX,
+            Body::Nothing => return,
+        };
+        receiving.buffer.extend_from_slice(bytes);
+        if receiving.buffer.len() >= limit {
+            receiving.overflow();
         }
     }
 
-    async fn finish(&mut self, link: &mut Link, mut storing: Storing) -> Result<(), End> {
-        flush(&mut storing);
-        let stored = match (storing.refusal.take(), storing.incoming.take()) {
-            (None, Some(incoming)) => {
-                tokio::task::block_in_place(|| incoming.commit()).map_err(|e| refusal(&e))
-            }
+    async fn finish(&mut self, link: &mut Link, mut receiving: Receiving) -> Result<(), End> {
+        if matches!(receiving.body, Body::Store(_)) {
+            receiving.overflow();
+        }
+        let Receiving { command, context, body, buffer, refusal: refused } = receiving;
+        let done = match (refused, body) {
             (Some(refused), _) => Err(refused),
-            (None, None) => Err((Status::CANNOT_UNDERSTAND, "nothing to store".into())),
-        };
-        let (status, comment) = match stored {
-            Ok(stored) => {
-                self.n_stored += 1;
-                self.tell(stored);
-                (Status::SUCCESS, String::new())
+            (None, Body::Store(incoming)) => {
+                tokio::task::block_in_place(|| incoming.commit()).map_err(|e| refusal(&e)).map(|stored| {
+                    self.n_stored += 1;
+                    self.tell(stored);
+                })
             }
+            (None, Body::Action(encoding)) => match self.commit(&buffer, encoding) {
+                Ok(held) => {
+                    self.answer(link, &command, context, Status::SUCCESS, "").await?;
+                    return self.report(link, context, encoding, held).await;
+                }
+                Err(refused) => Err(refused),
+            },
+            (None, Body::Nothing) => return Ok(()),
+        };
+        let (status, comment) = match done {
+            Ok(()) => (Status::SUCCESS, String::new()),
             Err((status, comment)) => {
                 log::warn!(
-                    event = "store_refused", association = self.number, status = format!("{:04X}", status.0);
-                    "instance refused: {comment}"
+                    event = "command_refused", association = self.number, field = format!("{:04X}", command.field),
+                    status = format!("{:04X}", status.0);
+                    "refused: {comment}"
                 );
                 (status, comment)
             }
         };
-        self.answer(link, &storing.command, storing.context, status, &comment).await
+        self.answer(link, &command, context, status, &comment).await
+    }
+
+    /// Storage Commitment: what is in the spool, and in writing before anybody is told.
+    fn commit(&self, bytes: &[u8], encoding: Encoding) -> Result<Held, (Status, String)> {
+        let Some(commitments) = &self.shared.commitments else {
+            return Err((Status::NO_SUCH_ACTION, "not offered".into()));
+        };
+        let request =
+            message::parse(bytes, encoding).map_err(|e| (Status::INVALID_ARGUMENT, e.to_string()))?;
+        tokio::task::block_in_place(|| commitments.answer(&self.calling, &request)).map_err(|error| {
+            log::error!(event = "commitment_failed"; "{}", crate::chain(&error));
+            (Status::PROCESSING_FAILURE, error.to_string())
+        })
+    }
+
+    /// N-EVENT-REPORT on the association that asked. The peer may release it instead of listening; then the answer is
+    /// still held here and goes out on another association.
+    async fn report(
+        &mut self,
+        link: &mut Link,
+        context: u8,
+        encoding: Encoding,
+        held: Held,
+    ) -> Result<(), End> {
+        let message_id = self.next_message_id;
+        self.next_message_id = message_id.wrapping_add(1).max(1);
+        let event_type = message::event_type(&held.outcome);
+        let command =
+            dimse::event_report_request(commit::SOP_CLASS, commit::SOP_INSTANCE, message_id, event_type);
+        let data_set = message::report(&held.outcome, encoding.explicit);
+        self.reports.push((message_id, held));
+        let sent = link.send_message(context, &command, Some(&data_set)).await;
+        sent.map_err(|e| End::Aborted(e.reason()))
+    }
+
+    fn on_report_taken(&mut self, command: &Command) {
+        let Some(at) = self.reports.iter().position(|(id, _)| *id == command.message_id) else { return };
+        let (_, held) = self.reports.swap_remove(at);
+        match command.status {
+            Some(0) => tokio::task::block_in_place(|| held.delivered()),
+            status => log::warn!(
+                event = "commitment_undelivered", peer = self.calling.as_str(), attempts = 0;
+                "storage commitment was refused with status {:04X}", status.unwrap_or_default()
+            ),
+        }
     }
 
     fn tell(&self, stored: Stored) {
@@ -409,15 +507,48 @@ impl Session<'_> {
     }
 }
 
-/// Hands the buffer to the disk; a failure becomes the refusal that the sender gets at the end.
-fn flush(storing: &mut Storing) {
-    if let (Some(incoming), false) = (&mut storing.incoming, storing.buffer.is_empty()) {
-        let written = tokio::task::block_in_place(|| incoming.write(&storing.buffer));
-        storing.buffer.clear();
-        if let Err(error) = written {
-            storing.refusal = Some(refusal(&error));
-            storing.incoming = None;
+impl Receiving {
+    fn new(command: Command, context: u8, begun: Result<Body, (Status, String)>) -> Self {
+        let (body, refusal) = match begun {
+            Ok(body) => (body, None),
+            Err(refusal) => (Body::Nothing, Some(refusal)),
+        };
+        Receiving { command, context, body, buffer: Vec::new(), refusal }
+    }
+
+    /// The buffer is full: to the disk with it, or it is too much. A failure becomes the refusal that the sender gets at
+    /// the end.
+    fn overflow(&mut self) {
+        match &mut self.body {
+            Body::Store(incoming) => {
+                if let Err(error) = tokio::task::block_in_place(|| incoming.write(&self.buffer)) {
+                    self.refusal = Some(refusal(&error));
+                    self.body = Body::Nothing;
+                }
+            }
+            Body::Action(_) => {
+                self.refusal = Some((Status::RESOURCE_LIMITATION, "too many references".into()));
+            }
+            Body::Nothing => {}
         }
+        self.buffer.clear();
+    }
+}
+
+/// Whether an N-ACTION is one that we know.
+fn begin_action(command: &Command, negotiated: &Context) -> Result<Encoding, (Status, String)> {
+    if command.sop_class != negotiated.abstract_syntax || negotiated.abstract_syntax != commit::SOP_CLASS {
+        return Err((
+            Status::SOP_CLASS_NOT_SUPPORTED,
+            "SOP class differs from the presentation context".into(),
+        ));
+    }
+    if command.sop_instance != commit::SOP_INSTANCE {
+        return Err((Status::NO_SUCH_INSTANCE, "not the well-known instance".into()));
+    }
+    match command.action_type {
+        Some(1) => Ok(Encoding::of(&negotiated.transfer_syntax)),
+        _ => Err((Status::NO_SUCH_ACTION, "Request Storage Commitment only".into())),
     }
 }
 

@@ -10,6 +10,12 @@ const UID_BYTES_MAX: usize = 64;
 pub const C_STORE_RQ: u16 = 0x0001;
 /// C-ECHO-RQ.
 pub const C_ECHO_RQ: u16 = 0x0030;
+/// N-ACTION-RQ.
+pub const N_ACTION_RQ: u16 = 0x0130;
+/// N-EVENT-REPORT-RQ.
+pub const N_EVENT_REPORT_RQ: u16 = 0x0100;
+/// N-EVENT-REPORT-RSP.
+pub const N_EVENT_REPORT_RSP: u16 = 0x8100;
 /// C-CANCEL-RQ.
 pub const C_CANCEL_RQ: u16 = 0x0fff;
 /// "No data set follows" in Command Data Set Type.
@@ -22,6 +28,16 @@ pub struct Status(pub u16);
 impl Status {
     /// Success.
     pub const SUCCESS: Status = Status(0x0000);
+    /// Processing Failure.
+    pub const PROCESSING_FAILURE: Status = Status(0x0110);
+    /// No Such SOP Instance.
+    pub const NO_SUCH_INSTANCE: Status = Status(0x0112);
+    /// Invalid Argument Value.
+    pub const INVALID_ARGUMENT: Status = Status(0x0115);
+    /// No Such Action.
+    pub const NO_SUCH_ACTION: Status = Status(0x0123);
+    /// Resource Limitation.
+    pub const RESOURCE_LIMITATION: Status = Status(0x0213);
     /// Invalid SOP Instance (malformed UID).
     pub const INVALID_SOP_INSTANCE: Status = Status(0x0117);
     /// SOP Class Not Supported (on this presentation context).
@@ -56,6 +72,10 @@ pub struct Command {
     pub sop_instance: String,
     /// Whether a data set follows.
     pub has_data_set: bool,
+    /// Status (0000,0900) of a response.
+    pub status: Option<u16>,
+    /// Action Type ID (0000,1008) of an N-ACTION.
+    pub action_type: Option<u16>,
 }
 
 impl Command {
@@ -84,6 +104,8 @@ impl Command {
                 0x0100 => (command.field, has_field) = (short()?, true),
                 // A C-CANCEL names the message it means in Message ID Being Responded To (PS3.7 9.3.2.3).
                 0x0110 | 0x0120 => (command.message_id, has_id) = (short()?, true),
+                0x0900 => command.status = Some(short()?),
+                0x1008 => command.action_type = Some(short()?),
                 0x0800 => command.has_data_set = short()? != NO_DATA_SET,
                 0x1000 | 0x1001 => command.sop_instance = text(),
                 _ => {}
@@ -131,6 +153,23 @@ pub fn store_request(sop_class: &str, sop_instance: &str, message_id: u16) -> Ve
     element(&mut body, 0x0700, &0u16.to_le_bytes());
     element(&mut body, 0x0800, &1u16.to_le_bytes());
     element(&mut body, 0x1000, &uid(sop_instance));
+    with_length(&body)
+}
+
+/// N-EVENT-REPORT-RQ command set (PS3.7 10.3.1.1), data set follows.
+pub fn event_report_request(
+    sop_class: &str,
+    sop_instance: &str,
+    message_id: u16,
+    event_type: u16,
+) -> Vec<u8> {
+    let mut body = Vec::with_capacity(256);
+    element(&mut body, 0x0002, &uid(sop_class));
+    element(&mut body, 0x0100, &N_EVENT_REPORT_RQ.to_le_bytes());
+    element(&mut body, 0x0110, &message_id.to_le_bytes());
+    element(&mut body, 0x0800, &1u16.to_le_bytes());
+    element(&mut body, 0x1000, &uid(sop_instance));
+    element(&mut body, 0x1002, &event_type.to_le_bytes());
     with_length(&body)
 }
 

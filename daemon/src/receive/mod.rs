@@ -20,6 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::commit::Commitments;
 use crate::config;
 use crate::dicom::{SeriesUid, SopInstanceUid};
 use crate::health::Pulse;
@@ -89,6 +90,8 @@ impl Events {
 struct Shared {
     config: config::Receive,
     spool: Arc<Spool>,
+    /// Storage Commitment, where a peer is offered it.
+    commitments: Option<Arc<Commitments>>,
     events: Events,
     /// One permit for each association that may be open; given back however the association ends.
     permits: Arc<Semaphore>,
@@ -116,12 +119,13 @@ pub async fn serve(
     doors: Doors,
     config: config::Receive,
     spool: Arc<Spool>,
+    commitments: Option<Arc<Commitments>>,
     events: Events,
     pulse: Pulse,
     mut shutdown: watch::Receiver<bool>,
 ) {
     let permits = Arc::new(Semaphore::new(config.associations_max));
-    let shared = Arc::new(Shared { config, spool, events, permits, next: AtomicU64::new(1) });
+    let shared = Arc::new(Shared { config, spool, commitments, events, permits, next: AtomicU64::new(1) });
     let mut associations = JoinSet::new();
     while !*shutdown.borrow() {
         pulse.beat();

@@ -70,7 +70,7 @@ fn choose(
         return (PresentationContextResultReason::AbstractSyntaxNotSupported, INSIGNIFICANT);
     }
     let is_proposed = |ours: &&&str| proposed.transfer_syntaxes.iter().any(|theirs| trim(theirs) == **ours);
-    match syntax::TRANSFER.iter().find(is_proposed) {
+    match syntax::transfer(trim(&proposed.abstract_syntax)).iter().find(is_proposed) {
         Some(chosen) => (PresentationContextResultReason::Acceptance, chosen),
         None => (PresentationContextResultReason::TransferSyntaxesNotSupported, INSIGNIFICANT),
     }

@@ -45,9 +45,17 @@ pub const TRANSFER: &[&str] = &[
     "1.2.840.10008.1.2.4.81", // JPEG-LS near-lossless
 ];
 
-/// Whether a SOP class is one of ours.
+/// Whether a SOP class is one that everybody who is admitted gets.
 pub fn is_offered(class: &str) -> bool {
     class == VERIFICATION || IMAGES.contains(&class) || ASIDE.contains(&class)
+}
+
+/// Transfer syntaxes in which a SOP class is accepted, in our order; what has no pixels needs no compression.
+pub fn transfer(class: &str) -> &'static [&'static str] {
+    match class == VERIFICATION || class == crate::commit::SOP_CLASS {
+        true => &TRANSFER[..2],
+        false => TRANSFER,
+    }
 }
 
 #[cfg(test)]

@@ -49,8 +49,15 @@ async fn scp_on(listener: TcpListener, config: config::Receive, events_max: usiz
     let (shutdown, watched) = watch::channel(false);
     let pulse = Pulses::new(crate::clock::now()).register("receive");
     let to = Events::new(events_tx, rescan_wanted.clone());
-    let served =
-        tokio::spawn(serve(Doors { plain: listener, tls: None }, config, spool.clone(), to, pulse, watched));
+    let served = tokio::spawn(serve(
+        Doors { plain: listener, tls: None },
+        config,
+        spool.clone(),
+        None,
+        to,
+        pulse,
+        watched,
+    ));
     Scp { port, spool, events, rescan_wanted, shutdown, served, dir }
 }
 
@@ -387,7 +394,7 @@ async fn why_an_association_failed_is_said_without_what_it_carried() {
     peer.write_all(&[4, 0, 0, 0, 0, 14, 0, 0, 0, 10, 1, 3]).await.unwrap();
     peer.write_all(b"DOE^JANE").await.unwrap();
     let mut link = upper::Link::new(Box::new(ours), 16_384, Duration::from_secs(60));
-    let Err(refusal) = association::establish(&config(), &mut link, false).await else {
+    let Err(refusal) = association::establish(&config(), None, &mut link, false).await else {
         panic!("associated")
     };
     assert_eq!(format!("{refusal:?}").matches("DOE").count(), 0);

@@ -12,7 +12,7 @@ mod arrival;
 
 pub use arrival::Arrival;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -198,6 +198,33 @@ impl Spool {
                 read_series(&series, &mut found)?;
             }
         }
+        Ok(found)
+    }
+
+    /// Where instances lie by SOP Instance UID, whatever their series; those in quarantine are not held.
+    pub fn find<'a>(
+        &self,
+        wanted: impl Iterator<Item = &'a SopInstanceUid>,
+    ) -> Result<HashMap<SopInstanceUid, PathBuf>, SpoolError> {
+        let wanted: HashMap<String, &SopInstanceUid> =
+            wanted.map(|sop| (format!("{}.dcm", sop.as_str()), sop)).collect();
+        let mut found = HashMap::new();
+        let mut look = |folder: &Path| -> Result<(), SpoolError> {
+            let entries =
+                fs::read_dir(folder).map_err(|source| SpoolError::Folder { path: folder.into(), source })?;
+            for entry in entries.flatten() {
+                if let Some(sop) = entry.file_name().to_str().and_then(|name| wanted.get(name)) {
+                    found.insert((*sop).clone(), entry.path());
+                }
+            }
+            Ok(())
+        };
+        for study in folders(&self.root.join("studies"))? {
+            for series in folders(&study)? {
+                look(&series)?;
+            }
+        }
+        look(&self.root.join("aside"))?;
         Ok(found)
     }
 
