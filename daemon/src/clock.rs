@@ -4,6 +4,7 @@
 //! A wrong wall clock must never hide how old an alert is (design section 8, `age_ms`).
 #![expect(clippy::disallowed_methods, reason = "this is the one place that reads time")]
 
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Monotonic now; never goes back, knows nothing of dates.
@@ -30,6 +31,77 @@ pub fn boot_ms() -> u64 {
 pub fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map_or_else(|_| "unknown".into(), |s| s.trim().into())
+}
+
+/// One look at both clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reading {
+    /// Wall clock, ms since the epoch.
+    pub wall_ms: u64,
+    /// Monotonic clock, ms since the machine started.
+    pub boot_ms: u64,
+}
+
+/// Where the time comes from: the system's clocks, or a script in a test.
+#[derive(Clone)]
+pub struct Source(Arc<dyn Fn() -> Reading + Send + Sync>);
+
+impl Source {
+    /// The system's clocks.
+    pub fn system() -> Self {
+        Source(Arc::new(|| Reading { wall_ms: wall_ms(), boot_ms: boot_ms() }))
+    }
+
+    /// A clock that says what `read` says.
+    pub fn scripted(read: impl Fn() -> Reading + Send + Sync + 'static) -> Self {
+        Source(Arc::new(read))
+    }
+
+    /// Looks.
+    pub fn read(&self) -> Reading {
+        (self.0)()
+    }
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.read())
+    }
+}
+
+/// Whether something keeps the wall clock right; `None` if nobody says. systemd-timesyncd and chrony leave this mark.
+pub fn synced() -> Option<bool> {
+    let runs = std::path::Path::new("/run/systemd/timesync");
+    runs.is_dir().then(|| runs.join("synchronized").exists())
+}
+
+/// Milliseconds since the epoch of an RFC 3339 text in UTC (`Z`), as [`rfc3339`] writes it; fractions are optional.
+pub fn parse_rfc3339(text: &str) -> Option<u64> {
+    let text = text.strip_suffix('Z')?;
+    let (date, time) = text.split_once('T')?;
+    let number = |s: &str, len: usize| {
+        (s.len() == len && s.bytes().all(|b| b.is_ascii_digit())).then(|| s.parse::<u64>().ok())?
+    };
+    let mut parts = date.split('-');
+    let (y, m, d) = (number(parts.next()?, 4)?, number(parts.next()?, 2)?, number(parts.next()?, 2)?);
+    let (clock, fraction) = time.split_once('.').unwrap_or((time, "0"));
+    let mut parts = clock.split(':');
+    let (h, min, s) = (number(parts.next()?, 2)?, number(parts.next()?, 2)?, number(parts.next()?, 2)?);
+    if !(1970..=9999).contains(&y)
+        || !(1..=12).contains(&m)
+        || !(1..=31).contains(&d)
+        || h > 23
+        || min > 59
+        || s > 60
+    {
+        return None;
+    }
+    let ms = format!("{fraction:0<3}").get(..3)?.parse::<u64>().ok()?;
+    // Days before 0000-03-01 based eras; the inverse of `civil_from_days`.
+    let (y, m) = if m <= 2 { (y - 1, m + 9) } else { (y, m - 3) };
+    let days =
+        y / 400 * 146_097 + (y % 400) * 365 + (y % 400) / 4 - (y % 400) / 100 + (153 * m + 2) / 5 + d - 1;
+    Some(((days.checked_sub(719_468)? * 24 + h) * 60 + min) * 60_000 + s * 1000 + ms)
 }
 
 /// RFC 3339 UTC text with milliseconds, for documents that people and other systems read.
@@ -97,5 +169,24 @@ mod tests {
         assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000Z");
         assert_eq!(rfc3339(951_827_696_789), "2000-02-29T12:34:56.789Z");
         assert_eq!(rfc3339(4_102_444_799_999), "2099-12-31T23:59:59.999Z");
+    }
+
+    #[test]
+    fn a_calendar_date_reads_back_as_wall_time() {
+        for ms in [0, 951_827_696_789, 4_102_444_799_999, 1_709_210_096_000, 1_767_225_600_001] {
+            assert_eq!(parse_rfc3339(&rfc3339(ms)), Some(ms));
+        }
+        assert_eq!(parse_rfc3339("2000-02-29T12:34:56Z"), Some(951_827_696_000));
+        for bad in [
+            "",
+            "Z",
+            "2000-02-29",
+            "2000-13-01T00:00:00Z",
+            "2000-01-01T00:00:00+01:00",
+            "20000-1-1T0:0:0Z",
+            "2000-01-01T00:00:00.é9Z",
+        ] {
+            assert_eq!(parse_rfc3339(bad), None, "{bad}");
+        }
     }
 }

@@ -3,12 +3,15 @@
 //! Defaults are safe: loopback only, no calling AE admitted, nothing anonymous, until the hospital says otherwise.
 //! `daemon/ichd.toml` documents every key and is checked by a test.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::alert::ladder;
 use crate::dicom::AeTitle;
+use crate::ledger::alerts::{Policy, Shift};
 use crate::report::Kind;
 
 /// The whole configuration.
@@ -38,6 +41,12 @@ pub struct Config {
     /// Results to the PACS.
     #[serde(default)]
     pub report: Report,
+    /// Who is told when.
+    #[serde(default)]
+    pub escalation: Escalation,
+    /// Proof of life.
+    #[serde(default)]
+    pub proof: Proof,
     /// Liveness.
     #[serde(default)]
     pub health: Health,
@@ -92,6 +101,9 @@ pub struct Receive {
     pub listen: SocketAddr,
     /// AE titles that may associate; empty admits nobody.
     pub calling_ae_titles: Vec<AeTitle>,
+    /// `proof.ae-title`, which is admitted from this machine only; the wiring sets it.
+    #[serde(skip)]
+    pub proof_ae_title: Option<AeTitle>,
     /// Peer addresses that may connect; empty admits loopback only.
     pub peer_addresses: Vec<IpAddr>,
     /// Associations at once; more are rejected as transient.
@@ -163,6 +175,7 @@ impl Default for Receive {
             ae_title: AeTitle::parse("ICHD").expect("constant"),
             listen: SocketAddr::from(([127, 0, 0, 1], 11112)),
             calling_ae_titles: Vec::new(),
+            proof_ae_title: None,
             peer_addresses: Vec::new(),
             associations_max: 16,
             pdu_bytes_max: 262_144,
@@ -236,8 +249,13 @@ pub struct Alert {
     pub inbound_bytes_max: u32,
     /// How long a PUBACK may take before the connection is rebuilt, ms.
     pub puback_timeout_ms: u64,
-    /// How long an alert document lives, s.
+    /// How long an alert lives after a station first had it, s.
     pub expiry_s: u32,
+    /// A late slice takes a final alert back only if the score falls this far below the operating point.
+    pub hysteresis: f32,
+    /// Enrolled stations and whom they serve. Without TLS to the broker, an empty table admits every station that the
+    /// broker (on this machine) admits; with TLS it admits none.
+    pub stations: BTreeMap<String, String>,
 }
 
 impl Default for Alert {
@@ -250,7 +268,73 @@ impl Default for Alert {
             inbound_bytes_max: 1 << 20,
             puback_timeout_ms: 5_000,
             expiry_s: 43_200,
+            hysteresis: 0.05,
+            stations: BTreeMap::new(),
         }
+    }
+}
+
+/// Who is told when.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Escalation {
+    /// A station's receipt is due by then, s; else the next roles are told and nobody is listening.
+    pub receipt_s: u64,
+    /// Roles told at once.
+    pub first: Vec<String>,
+    /// Roles told while nobody acknowledges.
+    pub steps: Vec<ladder::Step>,
+    /// Local time of the shifts, minutes ahead of UTC.
+    pub utc_offset_min: i32,
+    /// Other ladders for some hours; the first that fits is taken.
+    #[serde(rename = "shift")]
+    pub shifts: Vec<EscalationShift>,
+}
+
+/// A ladder for some hours of the day.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct EscalationShift {
+    /// Stands in documents as `escalation.policy`.
+    pub name: String,
+    /// Begins, `HH:MM` local time.
+    pub from: String,
+    /// Ends, `HH:MM` local time.
+    pub to: String,
+    /// Roles told at once.
+    pub first: Vec<String>,
+    /// Roles told while nobody acknowledges.
+    pub steps: Vec<ladder::Step>,
+}
+
+impl Default for Escalation {
+    fn default() -> Self {
+        let ladder = ladder::Ladder::default();
+        Escalation {
+            receipt_s: 10,
+            first: ladder.first,
+            steps: ladder.steps,
+            utc_offset_min: 0,
+            shifts: vec![],
+        }
+    }
+}
+
+/// Proof of life: a synthetic study through the whole chain.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Proof {
+    /// How often, s; 0 only on demand.
+    pub interval_s: u64,
+    /// It must have reached a station (or, where none is on, the broker) by then, s.
+    pub limit_s: u64,
+    /// AE title it is sent as; admitted from this machine only.
+    pub ae_title: AeTitle,
+}
+
+impl Default for Proof {
+    fn default() -> Self {
+        Proof { interval_s: 3_600, limit_s: 120, ae_title: AeTitle::parse("ICHD_PROOF").expect("constant") }
     }
 }
 
@@ -524,7 +608,70 @@ impl Config {
                 "add [alert.tls] with ca, certificate and key",
             );
         }
-        Ok(())
+        if !(0.0..=0.5).contains(&self.alert.hysteresis) {
+            return bad("alert.hysteresis", "is out of range", "choose 0.0 to 0.5");
+        }
+        if let Some(name) = self.alert.stations.keys().find(|name| !level(name)) {
+            return bad(
+                "alert.stations",
+                &format!("`{name}` is not a topic level"),
+                "use 1 to 32 lower-case letters, digits and hyphens",
+            );
+        }
+        if self.proof.interval_s != 0 && self.proof.interval_s < 60 {
+            return bad("proof.interval-s", "is too short", "use at least 60, or 0 for on demand only");
+        }
+        self.chain_policy().map(|_| ())
+    }
+
+    /// The rules of the alert chain.
+    pub fn chain_policy(&self) -> Result<Policy, ConfigError> {
+        let bad = |key, problem: String, mend: &str| ConfigError::Value { key, problem, mend: mend.into() };
+        let ladder = |name: &str, first: &[String], steps: &[ladder::Step]| {
+            if first.is_empty() {
+                return Err(bad(
+                    "escalation.first",
+                    format!("of `{name}` names no role"),
+                    "name at least one, such as \"nurse\"",
+                ));
+            }
+            if steps.windows(2).any(|w| w[0].after_s >= w[1].after_s) {
+                return Err(bad(
+                    "escalation.steps",
+                    format!("of `{name}` are not in order of after-s"),
+                    "sort them, each later than the one before",
+                ));
+            }
+            Ok(ladder::Ladder { name: name.into(), first: first.into(), steps: steps.into() })
+        };
+        let minutes = |text: &str| {
+            let (h, m) = text.split_once(':')?;
+            let (h, m) = (h.parse::<u32>().ok()?, m.parse::<u32>().ok()?);
+            (h < 24 && m < 60).then_some(h * 60 + m)
+        };
+        let escalation = &self.escalation;
+        let shift = |s: &EscalationShift| {
+            let time = |text: &str| {
+                minutes(text).ok_or_else(|| {
+                    bad("escalation.shift", format!("`{text}` is no time of day"), "write it as HH:MM")
+                })
+            };
+            Ok(Shift {
+                from_min: time(&s.from)?,
+                to_min: time(&s.to)?,
+                utc_offset_min: escalation.utc_offset_min,
+                ladder: ladder(&s.name, &s.first, &s.steps)?,
+            })
+        };
+        Ok(Policy {
+            shifts: escalation.shifts.iter().map(shift).collect::<Result<_, _>>()?,
+            ladder: ladder("default", &escalation.first, &escalation.steps)?,
+            limits: ladder::Limits {
+                receipt_ms: escalation.receipt_s * 1000,
+                expiry_ms: u64::from(self.alert.expiry_s) * 1000,
+            },
+            hysteresis: self.alert.hysteresis,
+        })
     }
 }
 
@@ -621,6 +768,14 @@ mod tests {
         let stranger = format!("{tls}listen = \"127.0.0.1:2762\"\nplaintext-ae-titles = [\"CT9\"]\n");
         assert!(check(&stranger).unwrap_err().contains("plaintext-ae-titles"));
         assert!(check("[receive]\npdu-bytes-max = 16\n").unwrap_err().contains("receive.pdu-bytes-max"));
+        assert!(check("[proof]\ninterval-s = 5\n").unwrap_err().contains("proof.interval-s"));
+        assert!(check("[alert.stations]\n\"Ward 3\" = \"nurse\"\n").unwrap_err().contains("alert.stations"));
+        let unsorted =
+            "[escalation]\nsteps = [{ after-s = 60, roles = [\"a\"] }, { after-s = 30, roles = [\"b\"] }]\n";
+        assert!(check(unsorted).unwrap_err().contains("escalation.steps"));
+        let shift = "[[escalation.shift]]\nname = \"night\"\nfrom = \"25:00\"\nto = \"07:00\"\nfirst = [\"nurse\"]\nsteps = []\n";
+        assert!(check(shift).unwrap_err().contains("escalation.shift"));
+        check(&shift.replace("25", "22")).unwrap();
         assert!(
             Config::parse("[site]\nname = \"north\"\ndevice = \"ct-1\"\n").unwrap_err().contains("profile")
         );

@@ -12,14 +12,14 @@ use tokio::task::JoinHandle;
 
 use crate::alert::publisher;
 use crate::commit::Commitments;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::health::{self, Pulses};
 use crate::infer::{self, ModelError, Reader};
 use crate::ledger::{Ledger, LedgerError};
 use crate::privacy::{Privacy, PrivacyError};
 use crate::spool::{Spool, SpoolError, SpoolLimits};
 use crate::tls::{Server, TlsError};
-use crate::{assemble, clock, commit, decide, evidence, receive, report};
+use crate::{alert, assemble, clock, commit, control, decide, evidence, proof, receive, report};
 
 /// Where the daemon listens, once it does.
 #[derive(Debug, Clone, Copy)]
@@ -36,6 +36,9 @@ pub enum RunError {
     /// Model package refused.
     #[error("failed to load the model")]
     Model(#[source] ModelError),
+    /// The configuration contradicts itself.
+    #[error("configuration refused")]
+    Config(#[source] crate::config::ConfigError),
     /// Spool refused, or another daemon owns the state directory.
     #[error("failed to open the spool")]
     Spool(#[source] SpoolError),
@@ -59,6 +62,9 @@ pub enum RunError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The control socket could not be bound.
+    #[error("failed to bind the control socket")]
+    Control(#[source] std::io::Error),
     /// The reading thread could not be started.
     #[error("failed to start the reading thread")]
     Thread(#[source] std::io::Error),
@@ -93,7 +99,14 @@ pub async fn run(
     };
     let spool_dir = config.state.directory.join("spool");
     let spool = Arc::new(Spool::open(&spool_dir, limits).map_err(RunError::Spool)?);
-    let ledger = Ledger::open(&config.state.directory, &config.site).map_err(RunError::Ledger)?;
+    let ledger = Ledger::open_with(
+        &config.state.directory,
+        &config.site,
+        config.chain_policy().map_err(RunError::Config)?,
+        clock::Source::system(),
+        clock::boot_id(),
+    )
+    .map_err(RunError::Ledger)?;
     let ledger = Arc::new(ledger.reporting(report::subscription(&config.report)));
     let privacy = Privacy::load(&config.privacy).map_err(RunError::Privacy)?;
     let already_read = ledger.already_read().map_err(RunError::Ledger)?;
@@ -127,6 +140,7 @@ pub async fn run(
     let publisher =
         publisher::Publisher::new(&config.alert, &config.health, ledger.clone(), reader.model().clone())
             .map_err(RunError::Tls)?;
+    let stations = publisher.stations();
     let links = publisher.spawn(wake.clone(), pulses.register("alert"), shutdown.clone());
     let reports = report::spawn(
         config.report.clone(),
@@ -149,8 +163,9 @@ pub async fn run(
         privacy,
         policy: reader.policy().clone(),
         failed: failed_tx,
-        wake,
+        wake: wake.clone(),
         slices_max: config.assemble.slices_max,
+        hysteresis: config.alert.hysteresis,
         pulse: pulses.register("decide"),
     }));
     let (events_tx, events) = mpsc::channel(EVENTS_MAX);
@@ -177,13 +192,40 @@ pub async fn run(
     }));
     let receiver = tokio::spawn(receive::serve(
         receive::Doors { plain, tls },
-        config.receive.clone(),
-        spool,
+        config::Receive { proof_ae_title: Some(config.proof.ae_title.clone()), ..config.receive.clone() },
+        spool.clone(),
         Some(commitments),
         receive::Events::new(events_tx, rescan_wanted),
         pulses.register("receive"),
         shutdown.clone(),
     ));
+    let watcher = tokio::spawn(alert::watch::run(
+        ledger.clone(),
+        wake.clone(),
+        pulses.register("watch"),
+        shutdown.clone(),
+    ));
+    let (proof_wanted, proofs) = mpsc::channel(1);
+    let prover = proof::Prover::new(
+        config.proof.clone(),
+        config.receive.ae_title.clone(),
+        addresses.dicom,
+        reader.golden().clone(),
+        ledger.clone(),
+        spool.clone(),
+        stations.clone(),
+    );
+    let prover = tokio::spawn(prover.run(proofs, shutdown.clone()));
+    let control = control::Control {
+        ledger: ledger.clone(),
+        stations: stations.clone(),
+        status: links.status.subscribe(),
+        heartbeat: links.heartbeat.subscribe(),
+        proof_wanted,
+        wake,
+    };
+    let control =
+        control::bind(&config.state.directory, control, shutdown.clone()).map_err(RunError::Control)?;
     let monitor = tokio::spawn(health::monitor::run(
         config.health.clone(),
         health::monitor::Wiring {
@@ -191,6 +233,8 @@ pub async fn run(
             link: links.link.clone(),
             status: links.status,
             heartbeat: links.heartbeat,
+            stations,
+            proof_interval_s: config.proof.interval_s,
             ledger: ledger.clone(),
             state_directory: config.state.directory.clone(),
             free_bytes_min: config.receive.free_bytes_min,
@@ -228,6 +272,9 @@ pub async fn run(
         ("assemble", assembler),
         ("decide", judge),
         ("health", monitor),
+        ("proof", prover),
+        ("watch", watcher),
+        ("control", control),
         ("alert", links.task),
         ("report", reports),
         ("evidence", evidence),

@@ -12,6 +12,7 @@
 pub mod dicom;
 
 pub mod commit;
+pub mod proof;
 pub mod receive;
 pub mod spool;
 
@@ -33,6 +34,7 @@ pub mod evidence;
 
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod health;
 pub mod tls;
 

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::inbound::{Opinion, ReceiptStage};
 use crate::assemble::Flag;
 use crate::decide::{Finding, NamedScores, Side, Stage};
 use crate::infer::{Class, ModelId};
@@ -99,9 +100,26 @@ pub struct Alert {
     /// Where the ladder stands.
     pub escalation: Escalation,
     /// Stations that have it.
-    pub receipts: Vec<serde_json::Value>,
+    #[serde(default)]
+    pub receipts: Vec<Receipt>,
     /// Who took it.
-    pub ack: Option<serde_json::Value>,
+    #[serde(default)]
+    pub ack: Option<Ack>,
+    /// Who is looking.
+    #[serde(default)]
+    pub claimed_by: Option<Claim>,
+    /// Whether it was right, by station.
+    #[serde(default)]
+    pub feedback: Vec<Feedback>,
+    /// With kind `technical`.
+    #[serde(default)]
+    pub technical: Option<Technical>,
+    /// Revision since which it shall sound (again): raised, priority risen, escalated. Acknowledged alerts never sound.
+    #[serde(default)]
+    pub sound_rev: u64,
+    /// First alert of a storm: stations sound once for the group; nothing is left out.
+    #[serde(default)]
+    pub group: Option<String>,
     /// Alert ids this one replaces.
     pub supersedes: Vec<String>,
     /// What was added since it was raised.
@@ -201,6 +219,75 @@ pub struct Escalation {
     pub step: u32,
     /// Until the next one.
     pub next_in_ms: Option<u64>,
+    /// Roles that are told so far; `everyone` is all of them.
+    #[serde(default)]
+    pub roles: Vec<String>,
+    /// A silence or maintenance window is on until then: shown, not sounded.
+    #[serde(default)]
+    pub muted_until: Option<String>,
+}
+
+/// A station has it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// Which one.
+    pub station: String,
+    /// Whom it serves.
+    pub role: String,
+    /// How far it has come there.
+    pub stage: ReceiptStage,
+    /// Which revision.
+    pub rev: u64,
+    /// Wall time, RFC 3339.
+    pub at: String,
+}
+
+/// A named person took it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Ack {
+    /// Where.
+    pub station: String,
+    /// Who.
+    pub user: String,
+    /// By which action.
+    pub action_id: String,
+    /// Wall time, RFC 3339.
+    pub at: String,
+    /// The revision that the person saw.
+    pub rev: u64,
+}
+
+/// Somebody is looking.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Claim {
+    /// Where.
+    pub station: String,
+    /// Who.
+    pub user: String,
+    /// Wall time, RFC 3339.
+    pub at: String,
+}
+
+/// Whether it was right.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Feedback {
+    /// Where.
+    pub station: String,
+    /// Who.
+    pub user: String,
+    /// What they say.
+    pub value: Opinion,
+    /// Wall time, RFC 3339.
+    pub at: String,
+}
+
+/// Trouble of the box itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Technical {
+    /// Stable code.
+    pub code: String,
+    /// For people.
+    pub text: String,
 }
 
 /// `ichd.study/1`: what became of one series.
@@ -222,6 +309,9 @@ pub struct StudyDisposition {
     pub revision: u32,
     /// Geometry and input flags.
     pub flags: Vec<Flag>,
+    /// A proof of life, no patient.
+    #[serde(default)]
+    pub test: bool,
     /// Wall time, RFC 3339.
     pub decided_at: String,
 }
@@ -274,8 +364,10 @@ pub struct Heartbeat {
     pub uptime_s: u64,
     /// Since the last verdict.
     pub last_study_age_s: Option<u64>,
-    /// Since the last proof of life.
+    /// Since the last proof of life that reached a station (or the broker, where no station is on).
     pub last_proof_age_s: Option<u64>,
+    /// How often one is due; a station calls it overdue at twice that.
+    pub proof_interval_s: u64,
     /// Documents waiting for the broker.
     pub outbox_depth: u64,
     /// Alerts that wait for a person.
@@ -297,6 +389,7 @@ impl Default for Heartbeat {
             uptime_s: 0,
             last_study_age_s: None,
             last_proof_age_s: None,
+            proof_interval_s: 0,
             outbox_depth: 0,
             open_alerts: 0,
             oldest_unacknowledged_s: None,
@@ -304,5 +397,59 @@ impl Default for Heartbeat {
             infer_ok: false,
             disk_ok: false,
         }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A raised finding.
+    pub fn alert() -> Alert {
+        Alert {
+            schema: "ichd.alert/1".into(),
+            alert_id: "01JDZ0000000000000000000AA".into(),
+            rev: 1,
+            kind: Kind::Finding,
+            stage: Stage::Final,
+            state: AlertState::Raised,
+            priority: 1,
+            device: "ct-1".into(),
+            site: "north".into(),
+            boot: 1,
+            seq: 1,
+            raised_at: "2026-01-01T00:00:00.000Z".into(),
+            published_at: String::new(),
+            age_ms: 0,
+            clock: ClockInfo::default(),
+            expires_at: "2026-01-01T12:00:00.000Z".into(),
+            subject: Subject { r#ref: "K7P-29".into(), location: None, enc: None },
+            study: StudyInfo { study_ref: "00".into(), acquired_at: None, slices: 30 },
+            finding: AlertFinding::default(),
+            model: None,
+            quality: Quality::default(),
+            timings_ms: AlertTimings::default(),
+            escalation: Escalation::default(),
+            receipts: vec![],
+            ack: None,
+            claimed_by: None,
+            feedback: vec![],
+            technical: None,
+            sound_rev: 1,
+            group: None,
+            supersedes: vec![],
+            addendum: vec![],
+            disclaimer: DISCLAIMER.into(),
+        }
+    }
+
+    #[test]
+    fn a_document_of_an_older_program_is_still_read() {
+        let mut old = serde_json::to_value(alert()).unwrap();
+        for key in ["receipts", "ack", "claimed_by", "feedback", "technical", "sound_rev", "group"] {
+            old.as_object_mut().unwrap().remove(key);
+        }
+        let read: Alert = serde_json::from_value(old).unwrap();
+        assert_eq!(read, Alert { sound_rev: 0, ..alert() });
     }
 }

@@ -4,12 +4,14 @@
 //! One document is in flight at a time; its row leaves the outbox only on a PUBACK that says the broker took it.
 //! Never `publish().await` while polling: a full request channel would wait for the loop that waits for it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
-    LastWill, LastWillProperties, Packet, PubAckReason, Publish, PublishProperties,
+    Filter, LastWill, LastWillProperties, Packet, PubAckReason, Publish, PublishProperties,
+    SubscribeReasonCode,
 };
 use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions};
 use rumqttc::{Outgoing, TlsConfiguration, Transport};
@@ -19,22 +21,26 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use super::document::{Heartbeat, State, Status};
+use super::inbound::{self, Inbound};
+use super::stations::Stations;
 use super::topic;
 use crate::clock;
 use crate::config;
 use crate::dicom::Phi;
 use crate::health::Pulse;
 use crate::infer::ModelId;
-use crate::ledger::{Ledger, OutboxRow};
+use crate::ledger::alerts::{CLOSED_EXPIRY_S, Heard, Speaker};
+use crate::ledger::{Ledger, LedgerError, OutboxRow};
 
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
-/// After a document was denied, wait before the same one is tried again.
-const DENIED_PAUSE: Duration = Duration::from_secs(5);
 const WILL_DELAY_S: u32 = 10;
+const SESSION_EXPIRY_S: u32 = 3_600;
 /// Dispositions are news for an hour.
 const STUDY_EXPIRY_S: u32 = 3_600;
+/// The answer to an action is for somebody who waits for it.
+const REPLY_EXPIRY_S: u32 = 60;
 const REQUESTS_MAX: usize = 64;
 /// Reasons that only an alert somebody takes can clear: a disposition that passes says nothing about alerts.
 const ABOUT_ALERTS: [&str; 2] = ["nobody_listening", "alert_too_large"];
@@ -89,6 +95,7 @@ pub struct Publisher {
     password: Option<Phi<String>>,
     ledger: Arc<Ledger>,
     model: ModelId,
+    stations: Stations,
 }
 
 impl Publisher {
@@ -110,7 +117,13 @@ impl Publisher {
         };
         let password = config.password_file.as_ref().map(read).transpose()?;
         let heartbeat = Duration::from_secs(health.heartbeat_s);
-        Ok(Publisher { config: config.clone(), heartbeat, transport, password, ledger, model })
+        let stations = Stations::new(config);
+        Ok(Publisher { config: config.clone(), heartbeat, transport, password, ledger, model, stations })
+    }
+
+    /// Who listens.
+    pub fn stations(&self) -> Stations {
+        self.stations.clone()
     }
 
     /// Starts publishing.
@@ -191,6 +204,8 @@ struct InFlight {
     since: Option<std::time::Instant>,
     /// Publishes of ours that are on the way without a row (status): their PUBACKs are not for the outbox.
     others: usize,
+    /// Their packet identifiers, once sent.
+    foreign: HashSet<u16>,
     /// Largest packet this broker takes; `None` without a limit.
     bytes_max: Option<u32>,
     /// An alert was set aside on this connection.
@@ -198,6 +213,14 @@ struct InFlight {
 }
 
 impl InFlight {
+    /// A publish without a row was asked for, unless the channel was full. Behind a row that has no packet identifier
+    /// yet it needs no counting: the row's comes first.
+    fn not_ours(&mut self, sent: bool) {
+        if sent && (self.row.is_none() || self.pkid.is_some()) {
+            self.others += 1;
+        }
+    }
+
     /// Nothing of the outbox is on the way; what is known of the connection stays.
     fn landed(&mut self) -> Option<OutboxRow> {
         (self.pkid, self.since) = (None, None);
@@ -253,10 +276,12 @@ impl Run {
             // `MqttOptions` prints it in `Debug`: never log the options.
             options.set_credentials(site.device.clone(), password.reveal().clone());
         }
-        options.set_keep_alive(KEEP_ALIVE).set_clean_start(true).set_connection_timeout(5);
-        // A will waits for its delay only while the session lives.
-        options.set_session_expiry_interval(Some(WILL_DELAY_S));
+        // The broker keeps for us what people do while we are away. A will waits for its delay while the session lives.
+        options.set_keep_alive(KEEP_ALIVE).set_clean_start(false).set_connection_timeout(5);
+        options.set_session_expiry_interval(Some(SESSION_EXPIRY_S));
         options.set_max_packet_size(Some(config.inbound_bytes_max));
+        // A station's word is acknowledged when it is on disk, not when it is in memory.
+        options.set_manual_acks(true);
         let lost = serde_json::to_string(&self.status_now(Some(State::Lost))).unwrap_or_default();
         let properties = LastWillProperties {
             delay_interval: Some(WILL_DELAY_S),
@@ -290,11 +315,9 @@ impl Run {
             Err(error) => return End::Error(error.to_string()),
         }
         self.on_connected(&client, &mut flight);
-        let mut pause_until = clock::now();
         loop {
             self.pulse.beat();
             if flight.row.is_none()
-                && clock::now() >= pause_until
                 && let Err(reason) = self.send_next(&client, &mut flight)
             {
                 return End::Error(reason);
@@ -305,11 +328,17 @@ impl Run {
             }
             tokio::select! {
                 event = events.poll() => match event {
-                    Ok(event) => {
-                        if let Err(pause) = self.on_event(&event, &mut flight) {
-                            pause_until = clock::now() + pause;
+                    Ok(Event::Incoming(Packet::Publish(publish))) => {
+                        if let Err(reason) = self.on_publish(&client, &publish, &mut flight) {
+                            return End::Error(reason);
                         }
                     }
+                    Ok(Event::Incoming(Packet::SubAck(ack))) => {
+                        if ack.return_codes.iter().any(|c| !matches!(c, SubscribeReasonCode::Success(_))) {
+                            self.say("subscribe_denied");
+                        }
+                    }
+                    Ok(event) => self.on_event(&event, &mut flight),
                     Err(error) => return End::Error(error.to_string()),
                 },
                 () = self.wake.notified() => {}
@@ -345,6 +374,11 @@ impl Run {
         log::info!(event = "broker_connected", conn = self.conn; "linked to the broker");
         self.status.mark_unchanged();
         self.send_status(client, flight, None);
+        let filter = |topic| Filter::new(topic, QoS::AtLeastOnce);
+        let subscriptions = topic::subscriptions(self.publisher.ledger.site()).map(filter);
+        if client.try_subscribe_many(subscriptions).is_err() {
+            self.say("subscribe_denied");
+        }
         // The broker may keep nothing on disk; what is open is said again.
         if let Err(error) = tokio::task::block_in_place(|| self.publisher.ledger.requeue_open_alerts()) {
             log::error!(event = "ledger_failed"; "open alerts could not be queued: {}", crate::chain(&error));
@@ -360,11 +394,7 @@ impl Run {
         let Some((row, payload)) = stamped.map_err(|e| crate::chain(&e))? else { return Ok(()) };
         let site = ledger.site();
         let properties = PublishProperties {
-            message_expiry_interval: Some(if row.retain {
-                self.publisher.config.expiry_s
-            } else {
-                STUDY_EXPIRY_S
-            }),
+            message_expiry_interval: Some(self.expiry_s(&row, &payload)),
             correlation_data: row.alert_id.as_ref().map(|id| id.clone().into_bytes().into()),
             response_topic: row.alert_id.as_ref().map(|_| topic::receipt(site)),
             ..json()
@@ -384,19 +414,105 @@ impl Run {
         Ok(())
     }
 
+    /// How long the broker keeps it: an open alert until the next transmission renews it, a closed one for an hour.
+    fn expiry_s(&self, row: &OutboxRow, payload: &str) -> u32 {
+        let closed = ["resolved", "withdrawn", "expired"].map(|state| format!("\"state\":\"{state}\""));
+        if row.alert_id.is_none() {
+            STUDY_EXPIRY_S
+        } else if closed.iter().any(|state| payload.contains(state.as_str())) {
+            CLOSED_EXPIRY_S
+        } else {
+            self.publisher.config.expiry_s
+        }
+    }
+
+    /// Adds a reason to the link's.
+    fn say(&self, reason: &str) {
+        self.link.send_if_modified(|link| {
+            let news = !link.reasons.iter().any(|r| r == reason);
+            if news {
+                link.reasons.push(reason.into());
+            }
+            news
+        });
+    }
+
+    /// What a station says is written down, then acknowledged. On a failure the link is built anew, and the broker,
+    /// which keeps our session, tells it again.
+    fn on_publish(
+        &self,
+        client: &AsyncClient,
+        publish: &Publish,
+        flight: &mut InFlight,
+    ) -> Result<(), String> {
+        let topic = String::from_utf8_lossy(&publish.topic);
+        tokio::task::block_in_place(|| self.take(client, &topic, publish, flight))
+            .map_err(|e| crate::chain(&e))?;
+        client.try_ack(publish).map_err(|_| "request channel is full".to_owned())
+    }
+
+    fn take(
+        &self,
+        client: &AsyncClient,
+        topic: &str,
+        publish: &Publish,
+        flight: &mut InFlight,
+    ) -> Result<(), LedgerError> {
+        let ledger = &self.publisher.ledger;
+        let site = ledger.site();
+        if let Some(alert_id) = topic::own_alert(site, topic) {
+            return ledger.proof_echo(alert_id);
+        }
+        let parsed = inbound::parse(&topic::root(site), &site.device, topic, &publish.payload);
+        let Some((station, document)) = parsed else { return Ok(()) };
+        let stations = &self.publisher.stations;
+        let role = stations.role(&station);
+        let speaker = Speaker { station: &station, role: &role };
+        match document {
+            Err(bad) => {
+                log::warn!(event = "station_refused", station = station.as_str(); "a document of a station is refused: {bad}");
+            }
+            Ok(Inbound::Status(status)) => stations.heard(&station, status),
+            Ok(Inbound::Receipt(receipt)) if stations.admits(&station) => {
+                if ledger.receipt(speaker, &receipt)? == Heard::Delivered {
+                    self.wake.notify_one();
+                }
+            }
+            Ok(Inbound::Receipt(_)) => {
+                log::warn!(event = "station_refused", station = station.as_str(); "a receipt of a station that is not enrolled");
+            }
+            Ok(Inbound::Action(action)) => {
+                let reply = ledger.act(speaker, &action, stations.admits(&station))?;
+                log::info!(event = "action", alert_id = action.alert_id.as_str(), station = station.as_str(); "{:?}: {:?}", action.verb, reply.code);
+                self.wake.notify_one();
+                let correlation = publish.properties.as_ref().and_then(|p| p.correlation_data.clone());
+                let properties = PublishProperties {
+                    message_expiry_interval: Some(REPLY_EXPIRY_S),
+                    correlation_data: correlation
+                        .or_else(|| Some(action.action_id.clone().into_bytes().into())),
+                    ..json()
+                };
+                let payload = serde_json::to_string(&reply).map_err(LedgerError::Document)?;
+                let sent = client.try_publish_with_properties(
+                    topic::reply(site, &station),
+                    QoS::AtLeastOnce,
+                    false,
+                    payload,
+                    properties,
+                );
+                flight.not_ours(sent.is_ok());
+            }
+        }
+        Ok(())
+    }
+
     /// A document that this broker will never take must not hold up those behind it; every new connection tries again
     /// while its alert is open.
     fn set_aside(&self, row: &OutboxRow, bytes: usize, flight: &mut InFlight) {
         log::error!(event = "document_too_large", bytes = bytes, limit = flight.bytes_max.unwrap_or(0); "the broker takes no packet of this size; the document is set aside");
         if row.alert_id.is_some() {
             flight.too_large = true;
-            self.link.send_if_modified(|link| {
-                let news = !link.reasons.iter().any(|r| r == "alert_too_large");
-                if news {
-                    link.reasons.push("alert_too_large".into());
-                }
-                news
-            });
+            self.say("alert_too_large");
         }
         self.clear(row);
     }
@@ -407,27 +523,32 @@ impl Run {
         }
     }
 
-    /// `Err` carries how long to wait before the next try of a refused document.
-    fn on_event(&mut self, event: &Event, flight: &mut InFlight) -> Result<(), Duration> {
+    fn on_event(&mut self, event: &Event, flight: &mut InFlight) {
         match event {
             // The loop sends in the order of the requests: what was asked before our row is somebody else's.
             Event::Outgoing(Outgoing::Publish(pkid)) if *pkid != 0 => {
                 if flight.others > 0 {
                     flight.others -= 1;
+                    flight.foreign.insert(*pkid);
                 } else if flight.row.is_some() && flight.pkid.is_none() {
                     flight.pkid = Some(*pkid);
                 }
             }
             Event::Incoming(Packet::PubAck(ack)) if flight.pkid == Some(ack.pkid) => {
-                let Some(row) = flight.landed() else { return Ok(()) };
-                return self.on_puback(&row, ack.reason, flight.too_large);
+                if let Some(row) = flight.landed() {
+                    self.on_puback(&row, ack.reason, flight.too_large);
+                }
+            }
+            Event::Incoming(Packet::PubAck(ack)) if flight.foreign.remove(&ack.pkid) => {
+                if !matches!(ack.reason, PubAckReason::Success | PubAckReason::NoMatchingSubscribers) {
+                    self.say("status_denied");
+                }
             }
             _ => {}
         }
-        Ok(())
     }
 
-    fn on_puback(&self, row: &OutboxRow, reason: PubAckReason, too_large: bool) -> Result<(), Duration> {
+    fn on_puback(&self, row: &OutboxRow, reason: PubAckReason, too_large: bool) {
         let code = match reason {
             PubAckReason::Success => None,
             PubAckReason::NoMatchingSubscribers => Some("nobody_listening"),
@@ -448,25 +569,24 @@ impl Run {
         });
         if !matches!(reason, PubAckReason::Success | PubAckReason::NoMatchingSubscribers) {
             log::error!(event = "publish_refused", reason = code.unwrap_or(""); "the broker refused a document; it stays in the outbox");
-            return Err(DENIED_PAUSE);
+            if let Err(error) = tokio::task::block_in_place(|| self.publisher.ledger.outbox_refused(row.seq))
+            {
+                log::error!(event = "ledger_failed"; "a refusal could not be written down: {}", crate::chain(&error));
+            }
+            return;
         }
         if let Some(alert_id) = &row.alert_id {
             log::info!(event = "alert_published", alert_id = alert_id.as_str(); "alert is with the broker");
         }
         self.clear(row);
-        Ok(())
     }
 
     fn send_status(&self, client: &AsyncClient, flight: &mut InFlight, state: Option<State>) {
         let site = self.publisher.ledger.site();
         let payload = serde_json::to_string(&self.status_now(state)).unwrap_or_default();
-        if client
-            .try_publish_with_properties(topic::status(site), QoS::AtLeastOnce, true, payload, json())
-            .is_ok()
-            && (flight.row.is_none() || flight.pkid.is_some())
-        {
-            flight.others += 1;
-        }
+        let sent =
+            client.try_publish_with_properties(topic::status(site), QoS::AtLeastOnce, true, payload, json());
+        flight.not_ours(sent.is_ok());
     }
 
     fn send_heartbeat(&self, client: &AsyncClient) {

@@ -26,6 +26,32 @@ pub fn study(site: &Site, study_ref: &str) -> String {
     device(site, &format!("study/{study_ref}"))
 }
 
+/// Result of an action.
+pub fn reply(site: &Site, station: &str) -> String {
+    device(site, &format!("reply/{station}"))
+}
+
+/// `ichd/1/{site}`.
+pub fn root(site: &Site) -> String {
+    format!("ichd/1/{}", site.name)
+}
+
+/// What the daemon listens to: stations' status, receipts and actions for this device, and its own alerts coming back.
+pub fn subscriptions(site: &Site) -> [String; 4] {
+    let root = root(site);
+    [
+        format!("{root}/sta/+/status"),
+        format!("{root}/sta/+/receipt/{}", site.device),
+        format!("{root}/sta/+/action/{}", site.device),
+        alert(site, "+"),
+    ]
+}
+
+/// The alert that a document on one of our own alert topics is of.
+pub fn own_alert<'a>(site: &Site, topic: &'a str) -> Option<&'a str> {
+    topic.strip_prefix(&device(site, "alert/"))
+}
+
 /// Where stations answer. A response topic may hold no wildcard: stations put their own name in place of `{station}`.
 pub fn receipt(site: &Site) -> String {
     format!("ichd/1/{}/sta/{{station}}/receipt/{}", site.name, site.device)

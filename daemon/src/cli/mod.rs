@@ -1,5 +1,6 @@
 //! The command line: one subcommand, one file. Exit codes are part of the interface.
 
+mod alert;
 mod analyze;
 mod audit;
 mod check;
@@ -9,6 +10,7 @@ mod ledger;
 mod replay;
 mod run;
 mod sheet;
+mod status;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -42,6 +44,10 @@ enum Command {
     Analyze(analyze::Args),
     /// Validates configuration, model and state directory without binding anything.
     Check(check::Args),
+    /// How things stand, asked of the running daemon.
+    Status(status::Args),
+    /// Proves the chain on demand, or mutes its sound for a while.
+    Alert(alert::Args),
     /// Every series received, with its disposition and reason.
     Ledger(ledger::Args),
     /// Who may speak on the site's broker: authority, certificates, Mosquitto configuration.
@@ -107,6 +113,8 @@ pub fn main() -> ExitCode {
         Command::Demo { args } => demo(&args),
         Command::Analyze(args) => analyze::analyze(&args),
         Command::Check(args) => check::check(&args),
+        Command::Status(args) => status::status(&args),
+        Command::Alert(args) => alert::alert(&args),
         Command::Ledger(args) => ledger::ledger(&args),
         Command::Enrol(args) => enrol::enrol(&args),
         Command::Audit(args) => audit::audit(&args),

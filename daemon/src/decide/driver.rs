@@ -47,6 +47,8 @@ pub struct Wiring {
     pub wake: Arc<Notify>,
     /// Slices per series that are read.
     pub slices_max: usize,
+    /// A late slice takes a final alert back only if the score falls this far below the operating point.
+    pub hysteresis: f32,
     /// Beats at least once a second.
     pub pulse: Pulse,
 }
@@ -181,6 +183,7 @@ impl Judge {
             timings,
             acquired_at: volume.instances().find_map(|i| i.header.acquired_at.clone()),
             decided_wall_ms: clock::wall_ms(),
+            stands_above: Some(self.wiring.policy.complete.thresholds[0] - self.wiring.hysteresis),
             arrival: blocking(|| Arrival::of(volume.instances())),
         };
         let ledger = &self.wiring.ledger;

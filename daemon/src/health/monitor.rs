@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use super::Pulses;
 use crate::alert::document::{Heartbeat, State, Status};
 use crate::alert::publisher::Link;
+use crate::alert::stations::Stations;
 use crate::clock;
 use crate::config;
 use crate::ledger::Ledger;
@@ -25,7 +26,11 @@ pub struct Wiring {
     pub status: watch::Sender<Status>,
     /// To the publisher: the heartbeat it sends next.
     pub heartbeat: watch::Sender<Heartbeat>,
-    /// Outbox depth and open alerts.
+    /// Who listens.
+    pub stations: Stations,
+    /// How often a proof of life is due, s; 0: only on demand.
+    pub proof_interval_s: u64,
+    /// Outbox depth, open alerts, proofs of life.
     pub ledger: Arc<Ledger>,
     /// Whose free space counts.
     pub state_directory: PathBuf,
@@ -74,24 +79,42 @@ impl Wiring {
         let certificates = self.certificates.iter().map(PathBuf::as_path);
         reasons.extend(tls::expiry_reason(certificates, clock::wall_ms()));
         reasons.extend(self.link.borrow().reasons.iter().cloned());
-        let state = if reasons.is_empty() { State::Ready } else { State::Degraded };
+        let ledger = &self.ledger;
+        let (open_alerts, oldest, proof, silence) = tokio::task::block_in_place(|| {
+            let open = ledger.open_alert_count().unwrap_or(0);
+            let oldest = if open == 0 { None } else { ledger.oldest_unacknowledged_ms().unwrap_or(None) };
+            (open, oldest, ledger.last_proof_age_ms().unwrap_or(None), ledger.silenced().unwrap_or(None))
+        });
+        let interval_ms = self.proof_interval_s * 1000;
+        let unproven = proof.unwrap_or_else(|| clock::ms(clock::now() - started));
+        if interval_ms > 0 && unproven > 2 * interval_ms {
+            reasons.push("proof_overdue".into());
+        }
+        if open_alerts > 0 && !self.stations.any_ready() {
+            reasons.push("no_station_ready".into());
+        }
+        let state = match silence {
+            _ if !reasons.is_empty() => State::Degraded,
+            Some(silence) if silence.kind == "maintenance" => State::Maintenance,
+            _ => State::Ready,
+        };
         self.status.send_if_modified(|status| {
             let changed = status.state != state || status.reasons != reasons;
             (status.state, status.reasons) = (state, reasons);
             changed
         });
         let alive = |stage: &str| !silent.contains(&stage);
-        let ledger = &self.ledger;
-        let (outbox_depth, open_alerts) = tokio::task::block_in_place(|| {
-            (ledger.outbox_depth().unwrap_or(0), ledger.open_alert_count().unwrap_or(0))
+        let (outbox_depth, last_study_age_s) = tokio::task::block_in_place(|| {
+            (ledger.outbox_depth().unwrap_or(0), ledger.last_decided_age_ms().map(|ms| ms / 1000))
         });
-        let last_study_age_s = ledger.last_decided_age_ms().map(|ms| ms / 1000);
         self.heartbeat.send_replace(Heartbeat {
             uptime_s: (clock::now() - started).as_secs(),
             last_study_age_s,
-            last_proof_age_s: None,
+            last_proof_age_s: proof.map(|ms| ms / 1000),
+            proof_interval_s: self.proof_interval_s,
             outbox_depth,
             open_alerts,
+            oldest_unacknowledged_s: oldest.map(|ms| ms / 1000),
             dicom_ok: alive("receive"),
             infer_ok: alive("infer"),
             disk_ok,

@@ -16,6 +16,15 @@ use crate::spool::Instance;
 /// Golden scores may differ by this much between machines and backends.
 pub const TOLERANCE: f32 = 1e-3;
 
+/// The golden series and its answer, for a proof of life.
+#[derive(Debug, Clone, Default)]
+pub struct Golden {
+    /// DICOM files.
+    pub files: Arc<[Vec<u8>]>,
+    /// Series score of `any`.
+    pub any: f32,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Expected {
@@ -25,7 +34,7 @@ struct Expected {
 }
 
 /// Reads the golden series from the package's verified bytes and compares every probability of every stage.
-pub(super) fn prove(reader: &Reader, package: &Package) -> Result<(), ModelError> {
+pub(super) fn prove(reader: &Reader, package: &Package) -> Result<Golden, ModelError> {
     let golden = |detail: String| ModelError::Golden { detail };
     let expected: Expected = serde_json::from_slice(package.file(&package.manifest.golden.expected))
         .map_err(|e| golden(format!("expected scores: {e}")))?;
@@ -65,5 +74,7 @@ pub(super) fn prove(reader: &Reader, package: &Package) -> Result<(), ModelError
             }
         }
     }
-    Ok(())
+    let files = package.manifest.golden_files().map(|file| package.file(file).to_vec()).collect();
+    let any = expected.r#final.iter().map(|p| p[0]).fold(0.0, f32::max);
+    Ok(Golden { files, any })
 }

@@ -16,6 +16,7 @@ pub mod tissue;
 mod reader_tests;
 
 pub use cache::SeriesCache;
+pub use golden::Golden;
 pub use package::ModelError;
 pub use reader::{ReadError, Reader};
 

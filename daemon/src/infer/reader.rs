@@ -16,7 +16,7 @@ use super::hounsfield::{self, DecodeError, HuImage};
 use super::manifest::{Channel, Input, ManifestError};
 use super::package::{ModelError, Package, read_keys};
 use super::{
-    LesionArea, ModelId, Reading, Scores, SliceReading, Timings, choose, golden, preprocess, tissue,
+    Golden, LesionArea, ModelId, Reading, Scores, SliceReading, Timings, choose, golden, preprocess, tissue,
 };
 use crate::assemble::{PlacedSlice, Volume};
 use crate::clock;
@@ -65,6 +65,7 @@ pub struct Reader {
     policy: Policy,
     model: ModelId,
     threads: usize,
+    golden: Golden,
     /// Beats with every slice, so that a long series is told from a hung graph.
     pulse: Option<Pulse>,
 }
@@ -77,9 +78,9 @@ impl Reader {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => n,
         };
-        let reader =
+        let mut reader =
             Self::with(Box::new(Tract::load(&package)?), &package, threads).map_err(ModelError::Manifest)?;
-        golden::prove(&reader, &package)?;
+        reader.golden = golden::prove(&reader, &package)?;
         Ok(reader)
     }
 
@@ -97,6 +98,7 @@ impl Reader {
             policy: manifest.policy()?,
             model: package.id.clone(),
             threads,
+            golden: Golden::default(),
             pulse: None,
         })
     }
@@ -117,6 +119,11 @@ impl Reader {
     /// Operating points and tiers.
     pub fn policy(&self) -> &Policy {
         &self.policy
+    }
+
+    /// The golden series, which was answered rightly at the start.
+    pub fn golden(&self) -> &Golden {
+        &self.golden
     }
 
     /// Identity of the model.

@@ -3,16 +3,20 @@
 //! Verdict, ledger row, alert revision and outbox rows are one transaction with `synchronous=FULL`: after a power cut
 //! either all of them are there or none, and then the spool makes the series be read again.
 
+pub mod alerts;
 pub mod audit;
 mod commitments;
 pub mod evidence;
+pub mod proofs;
 pub mod reports;
 mod schema;
+mod time;
 
 pub use commitments::CommitmentRow;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, MutexGuard};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
@@ -20,22 +24,15 @@ use serde::Serialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::alert::document::{
-    Alert, AlertFinding, AlertState, AlertTimings, ClockInfo, DISCLAIMER, Escalation, Kind, Quality,
-    StudyDisposition, StudyInfo, Subject,
-};
-use crate::alert::lifecycle::{self, Change, Existing};
+use crate::alert::document::StudyDisposition;
 use crate::alert::topic;
 use crate::clock;
-use crate::config::{Profile, Site};
-use crate::decide::{Disposition, Finding, NamedScores, Stage, Verdict};
+use crate::config::Site;
+use crate::decide::{Stage, Verdict};
 use crate::dicom::SeriesUid;
 use crate::hex;
 use crate::infer::Timings;
 use crate::spool::Arrival;
-
-/// How long an alert stays valid, ms (design section 8: 12 h).
-const ALERT_VALID_MS: u64 = 12 * 3_600_000;
 
 /// Why the ledger failed.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +92,8 @@ pub struct Record {
     pub shown: crate::privacy::Shown,
     /// Who sent it, and when it came.
     pub arrival: Arrival,
+    /// A final alert is taken back only by a score below this (`any`): the operating point less the hysteresis.
+    pub stands_above: Option<f32>,
 }
 
 /// What was written.
@@ -169,6 +168,10 @@ pub struct OutboxRow {
 pub struct Ledger {
     connection: Mutex<Connection>,
     site: Site,
+    policy: alerts::Policy,
+    clock: clock::Source,
+    elapsed: time::Elapsed,
+    marked_ms: AtomicU64,
     key: [u8; 32],
     boot: u64,
     boot_id: String,
@@ -176,8 +179,20 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Opens or makes `ichd.db` and counts this start.
+    /// Opens or makes `ichd.db` and counts this start; the alert chain follows the default rules.
     pub fn open(state: &Path, site: &Site) -> Result<Self, LedgerError> {
+        Self::open_with(state, site, alerts::Policy::default(), clock::Source::system(), clock::boot_id())
+    }
+
+    /// Opens or makes `ichd.db` with the rules of the alert chain and a source of time; `boot_id` names this run of
+    /// the machine.
+    pub fn open_with(
+        state: &Path,
+        site: &Site,
+        policy: alerts::Policy,
+        clock: clock::Source,
+        boot_id: String,
+    ) -> Result<Self, LedgerError> {
         let path = state.join("ichd.db");
         let open = |source| LedgerError::Open { path: path.clone(), source };
         let mut connection = Connection::open(&path).map_err(open)?;
@@ -188,15 +203,31 @@ impl Ledger {
         let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(open)?;
         let key = site_key(&tx)?;
         let boot = count(&tx, "boot")?;
+        let elapsed = time::Elapsed::open(&tx, clock.read(), &boot_id)?;
         tx.commit().map_err(open)?;
         Ok(Ledger {
             connection: Mutex::new(connection),
             site: site.clone(),
+            policy,
+            clock,
+            elapsed,
+            marked_ms: AtomicU64::new(0),
             key,
             boot,
-            boot_id: clock::boot_id(),
+            boot_id,
             subscription: reports::Subscription::default(),
         })
+    }
+
+    /// One transaction: all of it, or on an error none.
+    fn change<T>(&self, f: impl FnOnce(&Transaction) -> Result<T, LedgerError>) -> Result<T, LedgerError> {
+        let mut connection = self.lock();
+        let tx = connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(doing("begin a transaction"))?;
+        let result = f(&tx)?;
+        tx.commit().map_err(doing("commit a change"))?;
+        Ok(result)
     }
 
     /// Every series, from a database that a daemon may be writing to; oldest first.
@@ -264,7 +295,10 @@ impl Ledger {
             .map_err(doing("begin a transaction"))?;
         let study_ref = self.reference(verdict.study.as_str());
         self.write_series(&tx, verdict, record, &study_ref)?;
-        reports::queue(&tx, &self.subscription, verdict, record)?;
+        let test = is_proof(&tx, verdict.study.as_str())?;
+        if !test {
+            reports::queue(&tx, &self.subscription, verdict, record)?;
+        }
         let alert = self.write_alert(&tx, verdict, record, &study_ref)?;
         if verdict.stage == Stage::Final {
             let document = StudyDisposition {
@@ -276,6 +310,7 @@ impl Ledger {
                 instances: verdict.instances,
                 revision: record.revision,
                 flags: verdict.flags.clone(),
+                test,
                 decided_at: clock::rfc3339(record.decided_wall_ms),
             };
             let payload = serde_json::to_string(&document).map_err(LedgerError::Document)?;
@@ -294,8 +329,9 @@ impl Ledger {
     /// The oldest document that waits.
     pub fn outbox_next(&self) -> Result<Option<OutboxRow>, LedgerError> {
         // Alerts go before dispositions, whatever waits.
+        // What the broker has refused waits its turn, so that it holds up nobody behind it.
         let sql = "SELECT seq, topic, payload, retain, alert_id, decided_boot_ms FROM outbox
-                   ORDER BY alert_id IS NULL, seq LIMIT 1";
+                   WHERE not_before_ms <= ?1 ORDER BY alert_id IS NULL, seq LIMIT 1";
         let row = |row: &rusqlite::Row| {
             Ok(OutboxRow {
                 seq: row.get(0)?,
@@ -306,7 +342,10 @@ impl Ledger {
                 decided_boot_ms: row.get::<_, i64>(5)?.unsigned_abs(),
             })
         };
-        self.lock().query_row(sql, [], row).optional().map_err(doing("read the outbox"))
+        self.lock()
+            .query_row(sql, [integer(self.elapsed_ms())], row)
+            .optional()
+            .map_err(doing("read the outbox"))
     }
 
     /// The broker has it.
@@ -322,56 +361,11 @@ impl Ledger {
         self.number("SELECT count(*) FROM outbox")
     }
 
-    /// Alerts that wait for a person.
-    pub fn open_alert_count(&self) -> Result<u64, LedgerError> {
-        self.number("SELECT count(*) FROM alerts WHERE state NOT IN ('resolved', 'withdrawn', 'expired')")
-    }
-
     /// Age of the last verdict by the wall clock, ms.
     pub fn last_decided_age_ms(&self) -> Option<u64> {
         let last =
-            self.number("SELECT coalesce(max(decided_ms), 0) FROM series").ok().filter(|ms| *ms > 0)?;
+            self.number("SELECT coalesce(max(decided_ms), 0) FROM series WHERE study_uid NOT IN (SELECT study_uid FROM proofs)").ok().filter(|ms| *ms > 0)?;
         Some(clock::wall_ms().saturating_sub(last))
-    }
-
-    /// A new broker may have forgotten what it was told: open alerts go out again, same identity, same revision.
-    pub fn requeue_open_alerts(&self) -> Result<(), LedgerError> {
-        let mut connection = self.lock();
-        let tx = connection.transaction().map_err(doing("begin a transaction"))?;
-        let open: Vec<(String, String)> = {
-            let mut statement = tx
-                .prepare("SELECT alert_id, document FROM alerts WHERE state NOT IN ('resolved', 'withdrawn', 'expired')
-                          AND alert_id NOT IN (SELECT alert_id FROM outbox WHERE alert_id IS NOT NULL)")
-                .map_err(doing("read open alerts"))?;
-            let rows =
-                statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?))).map_err(doing("read open alerts"))?;
-            rows.collect::<Result<_, _>>().map_err(doing("read open alerts"))?
-        };
-        for (alert_id, document) in open {
-            queue(&tx, &topic::alert(&self.site, &alert_id), &document, true, Some(&alert_id))?;
-        }
-        tx.commit().map_err(doing("queue open alerts"))
-    }
-
-    /// Writes the times of this transmission into a waiting alert document.
-    pub fn stamp(&self, row: &OutboxRow) -> Result<String, LedgerError> {
-        let Some(alert_id) = &row.alert_id else { return Ok(row.payload.clone()) };
-        let sql = "SELECT raised_ms, raised_boot_id, raised_boot_ms FROM alerts WHERE alert_id = ?1";
-        let raised: (i64, String, i64) = self
-            .lock()
-            .query_row(sql, [alert_id], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
-            .map_err(doing("read an alert"))?;
-        let mut document: Alert = serde_json::from_str(&row.payload).map_err(LedgerError::Document)?;
-        let (now_ms, now_boot_ms) = (clock::wall_ms(), clock::boot_ms());
-        // The monotonic clock cannot lie within one run of the machine; across a reboot the wall clock is all there is.
-        document.age_ms = if raised.1 == self.boot_id {
-            now_boot_ms.saturating_sub(raised.2.unsigned_abs())
-        } else {
-            now_ms.saturating_sub(raised.0.unsigned_abs())
-        };
-        document.published_at = clock::rfc3339(now_ms);
-        document.timings_ms.verdict_to_publish = Some(now_boot_ms.saturating_sub(row.decided_boot_ms));
-        serde_json::to_string(&document).map_err(LedgerError::Document)
     }
 
     fn write_series(
@@ -412,176 +406,6 @@ impl Ledger {
         .map_err(doing("write a disposition"))
     }
 
-    fn write_alert(
-        &self,
-        tx: &Transaction,
-        verdict: &Verdict,
-        record: &Record,
-        study_ref: &str,
-    ) -> Result<Option<(String, u64)>, LedgerError> {
-        let stored = stored_alert(tx, verdict.study.as_str())?;
-        let existing = stored.as_ref().map(|s| &s.existing);
-        let mut content = content(verdict);
-        let Some(mut change) = lifecycle::change(existing, verdict, &content) else { return Ok(None) };
-        let raised_by = lifecycle::raised_by(existing, verdict, change);
-        if change == Change::Withdraw && !raised_by.is_empty() {
-            // Another series still stands behind it.
-            change = Change::Join;
-        }
-        if change == Change::Join
-            && let Some(existing) = existing
-        {
-            // The document stays as it is, and so does what counts as news to it.
-            content.clone_from(&existing.content);
-        }
-        let mut document = match (stored.as_ref(), &verdict.disposition) {
-            (Some(stored), _) => stored.document.clone(),
-            (None, Disposition::Suspected(finding)) => {
-                self.new_alert(tx, verdict, record, study_ref, finding)?
-            }
-            (None, _) => return Ok(None),
-        };
-        document.rev += u64::from(change != Change::Join);
-        document.seq = count(tx, "seq")?;
-        document.boot = self.boot;
-        match (change, &verdict.disposition) {
-            (Change::Raise | Change::Revise, Disposition::Suspected(finding)) => {
-                document.stage = verdict.stage;
-                if document.state == AlertState::Withdrawn {
-                    document.state = AlertState::Raised;
-                    document.addendum.push("suspected again after it was withdrawn".into());
-                }
-                self.fill(&mut document, verdict, finding);
-                document.subject.location = record.shown.location.clone();
-                document.subject.enc = record.shown.enc.clone();
-            }
-            (Change::Withdraw, _) => {
-                document.state = AlertState::Withdrawn;
-                document.stage = Stage::Final;
-                document.addendum.push("withdrawn: the final verdict is not suspected".into());
-            }
-            (Change::FinalUnread, _) => {
-                document.quality.ok = false;
-                document.addendum.push(format!(
-                    "the complete series could not be analysed: {}",
-                    verdict.disposition.why().map_or("unknown", |w| w.code())
-                ));
-            }
-            _ => {}
-        }
-        let stage = document.stage;
-        let payload = serde_json::to_string(&document).map_err(LedgerError::Document)?;
-        let list = serde_json::to_string(&raised_by).map_err(LedgerError::Document)?;
-        let state = serde_json::to_string(&document.state).map_err(LedgerError::Document)?;
-        tx.execute(
-            "INSERT INTO alerts VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
-             ON CONFLICT (study_uid) DO UPDATE SET rev = ?3, state = ?4, stage = ?5, raised_by = ?6, content = ?7, document = ?8",
-            params![
-                verdict.study.as_str(),
-                document.alert_id,
-                i64::try_from(document.rev).unwrap_or(i64::MAX),
-                state.trim_matches('"'),
-                stage_text(stage),
-                list,
-                content,
-                payload,
-                i64::try_from(record.decided_wall_ms).unwrap_or(i64::MAX),
-                self.boot_id,
-                i64::try_from(clock::boot_ms()).unwrap_or(i64::MAX),
-            ],
-        )
-        .map_err(doing("write an alert"))?;
-        if change == Change::Join {
-            return Ok(None);
-        }
-        // A document is state: an older one that still waits is worth nothing any more.
-        tx.execute("DELETE FROM outbox WHERE alert_id = ?1", [&document.alert_id])
-            .map_err(doing("clear the outbox"))?;
-        queue(tx, &topic::alert(&self.site, &document.alert_id), &payload, true, Some(&document.alert_id))?;
-        let event = match change {
-            Change::Raise => "alert_raised",
-            Change::Withdraw => "alert_withdrawn",
-            _ => "alert_revised",
-        };
-        let body = json!({
-            "alert_id": document.alert_id, "rev": document.rev, "state": document.state, "stage": document.stage,
-            "priority": document.priority, "study_ref": study_ref,
-        });
-        audit::append(tx, event, &body)?;
-        Ok(Some((document.alert_id, document.rev)))
-    }
-
-    fn new_alert(
-        &self,
-        tx: &Transaction,
-        verdict: &Verdict,
-        record: &Record,
-        study_ref: &str,
-        finding: &Finding,
-    ) -> Result<Alert, LedgerError> {
-        Ok(Alert {
-            schema: "ichd.alert/1".into(),
-            alert_id: ulid(record.decided_wall_ms)?,
-            rev: 0,
-            kind: Kind::Finding,
-            stage: verdict.stage,
-            state: AlertState::Raised,
-            priority: finding.tier.priority,
-            device: self.site.device.clone(),
-            site: self.site.name.clone(),
-            boot: self.boot,
-            seq: count(tx, "seq")?,
-            raised_at: clock::rfc3339(record.decided_wall_ms),
-            published_at: String::new(),
-            age_ms: 0,
-            clock: ClockInfo::default(),
-            expires_at: clock::rfc3339(record.decided_wall_ms + ALERT_VALID_MS),
-            subject: Subject { r#ref: self.spoken_code(verdict.study.as_str()), location: None, enc: None },
-            study: StudyInfo {
-                study_ref: study_ref.into(),
-                acquired_at: record.acquired_at.clone(),
-                slices: verdict.instances,
-            },
-            finding: AlertFinding::default(),
-            model: verdict.model.clone(),
-            quality: Quality::default(),
-            timings_ms: AlertTimings::default(),
-            escalation: Escalation::default(),
-            receipts: vec![],
-            ack: None,
-            supersedes: vec![],
-            addendum: vec![],
-            disclaimer: DISCLAIMER.into(),
-        })
-    }
-
-    fn fill(&self, document: &mut Alert, verdict: &Verdict, finding: &Finding) {
-        let point = match verdict.stage {
-            Stage::Provisional => "provisional",
-            Stage::Final => "final",
-        };
-        document.priority = finding.tier.priority;
-        document.finding = match self.site.profile {
-            Profile::Assist => {
-                AlertFinding::assist(finding, verdict.scores.as_ref().map(NamedScores::from), point)
-            }
-            Profile::Triage => AlertFinding { operating_point: point.into(), ..AlertFinding::default() },
-        };
-        document.quality = Quality { ok: verdict.flags.is_empty(), flags: verdict.flags.clone() };
-        document.study.slices = verdict.instances;
-        document.model = verdict.model.clone();
-    }
-
-    /// A short code to say on the phone: letters and digits that cannot be mistaken for one another.
-    fn spoken_code(&self, uid: &str) -> String {
-        const LETTERS: &[u8; 20] = b"ACDEFGHJKLMNPRTUVWXY";
-        const DIGITS: &[u8; 8] = b"23456789";
-        let hash = self.hash(uid);
-        let letter = |i: usize| char::from(LETTERS[usize::from(hash[i]) % LETTERS.len()]);
-        let digit = |i: usize| char::from(DIGITS[usize::from(hash[i]) % DIGITS.len()]);
-        format!("{}{}{}-{}{}", letter(20), digit(21), letter(22), digit(23), digit(24))
-    }
-
     fn hash(&self, uid: &str) -> [u8; 32] {
         Sha256::new().chain_update(self.key).chain_update(uid).finalize().into()
     }
@@ -597,35 +421,9 @@ impl Ledger {
     }
 }
 
-struct StoredAlert {
-    existing: Existing,
-    document: Alert,
-}
-
-fn stored_alert(tx: &Transaction, study: &str) -> Result<Option<StoredAlert>, LedgerError> {
-    let sql = "SELECT raised_by, content, document FROM alerts WHERE study_uid = ?1";
-    let row: Option<(String, String, String)> = tx
-        .query_row(sql, [study], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
-        .optional()
-        .map_err(doing("read an alert"))?;
-    let Some((raised_by, content, document)) = row else { return Ok(None) };
-    let raised_by: BTreeSet<SeriesUid> = serde_json::from_str(&raised_by).map_err(LedgerError::Document)?;
-    let document: Alert = serde_json::from_str(&document).map_err(LedgerError::Document)?;
-    let existing = Existing { state: document.state, stage: document.stage, raised_by, content };
-    Ok(Some(StoredAlert { existing, document }))
-}
-
-/// Hash of what a document would say: stage, finding or reason, flags.
-fn content(verdict: &Verdict) -> String {
-    let finding = match &verdict.disposition {
-        Disposition::Suspected(finding) => serde_json::to_string(finding).unwrap_or_default(),
-        other => other.why().map_or_else(String::new, |why| why.code().to_owned()),
-    };
-    let text = format!(
-        "{:?} {finding} {:?} {:?} {}",
-        verdict.stage, verdict.flags, verdict.scores, verdict.instances
-    );
-    hex(&Sha256::digest(text))
+fn is_proof(tx: &Transaction, study: &str) -> Result<bool, LedgerError> {
+    let sql = "SELECT count(*) FROM proofs WHERE study_uid = ?1";
+    tx.query_row(sql, [study], |r| r.get::<_, i64>(0)).map(|n| n > 0).map_err(doing("read proofs of life"))
 }
 
 fn queue(
@@ -736,7 +534,7 @@ fn count(tx: &Transaction, key: &str) -> Result<u64, LedgerError> {
     Ok(number.unsigned_abs())
 }
 
-fn random<const N: usize>() -> Result<[u8; N], LedgerError> {
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], LedgerError> {
     use std::io::Read;
     let mut bytes = [0; N];
     std::fs::File::open("/dev/urandom")
@@ -757,7 +555,10 @@ fn ulid(wall_ms: u64) -> Result<String, LedgerError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::alert::document::{Alert, AlertFinding, AlertState};
     use crate::alert::lifecycle::tests::verdict;
+    use crate::config::Profile;
+    use crate::decide::Disposition;
     use proptest::prelude::*;
 
     fn site() -> Site {

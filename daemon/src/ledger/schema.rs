@@ -73,4 +73,5 @@ CREATE INDEX reports_by_series ON reports (series_uid);
 CREATE TABLE atna (seq INTEGER PRIMARY KEY AUTOINCREMENT, message TEXT NOT NULL) STRICT;
 ",
     super::commitments::MIGRATION,
+    super::alerts::MIGRATION,
 ];

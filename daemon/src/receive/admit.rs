@@ -25,10 +25,20 @@ pub fn peer(address: IpAddr, config: &config::Receive) -> bool {
 }
 
 /// Judges an association request by its titles, and by whether it came over mutual TLS.
-pub fn association(calling: &str, called: &str, is_secure: bool, config: &config::Receive) -> Admission {
+/// A proof of life comes from this machine, and only from it.
+pub fn association(
+    calling: &str,
+    called: &str,
+    is_secure: bool,
+    is_own: bool,
+    config: &config::Receive,
+) -> Admission {
     let title = |text: &str| AeTitle::parse(text).ok();
     if title(called).as_ref() != Some(&config.ae_title) {
         return Admission::UnknownCalled;
+    }
+    if is_own && config.proof_ae_title.is_some() && title(calling) == config.proof_ae_title {
+        return Admission::Accept;
     }
     let Some(calling) = title(calling).filter(|t| config.calling_ae_titles.contains(t)) else {
         return Admission::UnknownCalling;
@@ -51,14 +61,22 @@ mod tests {
             ..Default::default()
         };
         for secure in [true, false] {
-            assert_eq!(association("CT1 ", "ICHD", secure, &config), Admission::Accept);
-            assert_eq!(association("CT2", "ICHD", secure, &config), Admission::UnknownCalling);
-            assert_eq!(association("ct1", "ICHD", secure, &config), Admission::UnknownCalling);
-            assert_eq!(association("CT1", "STORE", secure, &config), Admission::UnknownCalled);
+            assert_eq!(association("CT1 ", "ICHD", secure, false, &config), Admission::Accept);
+            assert_eq!(association("CT2", "ICHD", secure, false, &config), Admission::UnknownCalling);
+            assert_eq!(association("ct1", "ICHD", secure, false, &config), Admission::UnknownCalling);
+            assert_eq!(association("CT1", "STORE", secure, false, &config), Admission::UnknownCalled);
         }
         assert!(peer("10.1.2.3".parse().unwrap(), &config) && peer("::1".parse().unwrap(), &config));
         assert!(peer("::ffff:10.1.2.3".parse().unwrap(), &config));
         assert!(!peer("10.1.2.4".parse().unwrap(), &config));
+    }
+
+    #[test]
+    fn a_proof_of_life_comes_from_this_machine_only() {
+        let proof_ae_title = Some(AeTitle::parse("ICHD_PROOF").unwrap());
+        let config = config::Receive { proof_ae_title, ..Default::default() };
+        assert_eq!(association("ICHD_PROOF", "ICHD", false, true, &config), Admission::Accept);
+        assert_eq!(association("ICHD_PROOF", "ICHD", true, false, &config), Admission::UnknownCalling);
     }
 
     #[test]
@@ -73,9 +91,9 @@ mod tests {
         };
         let calling_ae_titles = vec![title("CT1"), title("OLD")];
         let config = config::Receive { calling_ae_titles, tls: Some(tls), ..Default::default() };
-        assert_eq!(association("CT1", "ICHD", true, &config), Admission::Accept);
-        assert_eq!(association("CT1", "ICHD", false, &config), Admission::PlaintextRefused);
-        assert_eq!(association("OLD", "ICHD", false, &config), Admission::Accept);
-        assert_eq!(association("CT2", "ICHD", false, &config), Admission::UnknownCalling);
+        assert_eq!(association("CT1", "ICHD", true, false, &config), Admission::Accept);
+        assert_eq!(association("CT1", "ICHD", false, false, &config), Admission::PlaintextRefused);
+        assert_eq!(association("OLD", "ICHD", false, false, &config), Admission::Accept);
+        assert_eq!(association("CT2", "ICHD", false, false, &config), Admission::UnknownCalling);
     }
 }

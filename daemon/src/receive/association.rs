@@ -32,6 +32,8 @@ const WRITE_BYTES: usize = 512 << 10;
 pub(super) struct Guest {
     pub socket: TcpStream,
     pub peer: SocketAddr,
+    /// It comes from this very machine.
+    pub is_own: bool,
     /// What it has to speak below DICOM, if it came to that listener.
     pub tls: Option<Arc<rustls::ServerConfig>>,
     pub number: u64,
@@ -43,14 +45,22 @@ pub(super) struct Guest {
 const UNKNOWN: &str = "C-STORE, C-ECHO and Storage Commitment only";
 /// The bit of Command Field that makes a response.
 const RESPONSE: u16 = 0x8000;
+/// Which way a request came.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Way {
+    /// Over mutual TLS.
+    pub is_secure: bool,
+    /// From this very machine.
+    pub is_own: bool,
+}
 
 /// Serves one connection from accept to close.
 pub(super) async fn run(shared: &Shared, guest: Guest, mut shutdown: watch::Receiver<bool>) {
-    let Guest { socket, peer, tls, number, permit } = guest;
+    let Guest { socket, peer, is_own, tls, number, permit } = guest;
     let config = &shared.config;
     let _ = socket.set_nodelay(true);
     let handshake = Duration::from_millis(config.handshake_timeout_ms);
-    let is_secure = tls.is_some();
+    let way = Way { is_secure: tls.is_some(), is_own };
     let Some(_permit) = permit else {
         refused(peer, &Refusal { reason: "too_many", ..Refusal::default() });
         let _ = tokio::time::timeout(handshake, async {
@@ -62,7 +72,7 @@ pub(super) async fn run(shared: &Shared, guest: Guest, mut shutdown: watch::Rece
     // TLS and A-ASSOCIATE together: neither may outlast the limit.
     let established = tokio::time::timeout(handshake, async {
         let mut link = connect(config, socket, tls).await?;
-        Ok((establish(config, shared.commitments.as_deref(), &mut link, is_secure).await?, link))
+        Ok((establish(config, shared.commitments.as_deref(), &mut link, way).await?, link))
     });
     let timed_out = Refusal { reason: "handshake_timeout", ..Refusal::default() };
     let (Established { calling, contexts }, mut link) = match established.await.unwrap_or(Err(timed_out)) {
@@ -165,7 +175,7 @@ pub(super) async fn establish(
     config: &config::Receive,
     commitments: Option<&Commitments>,
     link: &mut Link,
-    is_secure: bool,
+    way: Way,
 ) -> Result<Established, Refusal> {
     let request = match link.association_request().await {
         Ok(request) => request,
@@ -177,7 +187,7 @@ pub(super) async fn establish(
             return Err(error.into());
         }
     };
-    if let Some((rejection, reason)) = judge(config, &request, is_secure) {
+    if let Some((rejection, reason)) = judge(config, &request, way) {
         let titles = Titles::of(&request);
         let _ = link.reject(rejection).await;
         return Err(Refusal { reason, titles, ..Refusal::default() });
@@ -195,18 +205,20 @@ pub(super) async fn establish(
 }
 
 /// Why a request is rejected, in the standard's words and in the journal's.
-fn judge(
-    config: &config::Receive,
-    request: &AssociationRQ,
-    is_secure: bool,
-) -> Option<(Rejection, &'static str)> {
+fn judge(config: &config::Receive, request: &AssociationRQ, way: Way) -> Option<(Rejection, &'static str)> {
     if request.protocol_version & 1 == 0 {
         return Some((Rejection::PROTOCOL_VERSION, "protocol_version"));
     }
     if request.application_context_name.trim_end_matches(['\0', ' ']) != negotiate::APPLICATION_CONTEXT {
         return Some((Rejection::APPLICATION_CONTEXT, "application_context"));
     }
-    match admit::association(&request.calling_ae_title, &request.called_ae_title, is_secure, config) {
+    match admit::association(
+        &request.calling_ae_title,
+        &request.called_ae_title,
+        way.is_secure,
+        way.is_own,
+        config,
+    ) {
         Admission::Accept => None,
         Admission::UnknownCalling => Some((Rejection::CALLING, "unknown_calling")),
         Admission::UnknownCalled => Some((Rejection::CALLED, "unknown_called")),

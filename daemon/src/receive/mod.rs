@@ -200,7 +200,9 @@ fn accept(
 ) {
     // Closed unread: here the socket is dropped.
     let closed = |reason| refused(peer, &association::Refusal { reason, ..Default::default() });
-    if !admit::peer(peer.ip(), &shared.config) {
+    // From this very machine, by whichever of its addresses: the only place a proof of life can come from.
+    let is_own = peer.ip().is_loopback() || socket.local_addr().is_ok_and(|own| own.ip() == peer.ip());
+    if !is_own && !admit::peer(peer.ip(), &shared.config) {
         return closed("unknown_address");
     }
     // Twice the limit may be waiting to be told "later".
@@ -209,7 +211,7 @@ fn accept(
     }
     let permit = shared.permits.clone().try_acquire_owned().ok();
     let number = shared.next.fetch_add(1, Ordering::Relaxed);
-    let guest = association::Guest { socket, peer, tls, number, permit };
+    let guest = association::Guest { socket, peer, is_own, tls, number, permit };
     let shared = shared.clone();
     associations.spawn(async move { association::run(&shared, guest, shutdown).await });
 }

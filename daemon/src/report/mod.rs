@@ -9,12 +9,12 @@
 //! Deliberately absent: provisional verdicts. A PACS cannot take a document back.
 
 mod capture;
-mod dataset;
+pub(crate) mod dataset;
 mod driver;
 mod font;
 mod key_object;
 mod report;
-mod scu;
+pub(crate) mod scu;
 mod source;
 mod verdict;
 

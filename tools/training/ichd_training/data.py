@@ -78,20 +78,64 @@ class Slices:
 
 
 def augment(x, m, generator):
-    """Shift, rotation, scale and mirror of image and map together; HU offset, gain and noise of the image."""
+    """Pose of image and map together; then what another scanner, an old infarct or a calcification does to the image."""
     n = len(x)
     r = lambda lo, hi: lo + (hi - lo) * torch.rand(n, generator=generator)
-    angle, scale = r(-0.3, 0.3), r(0.85, 1.18)
+    angle, scale, stretch, shear = r(-0.3, 0.3), r(0.85, 1.18), r(0.95, 1.05), r(-0.06, 0.06)
     flip = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
-    theta = torch.stack([torch.stack([cos * flip, -sin, r(-0.12, 0.12)], 1), torch.stack([sin * flip, cos, r(-0.12, 0.12)], 1)], 1)
+    theta = torch.stack([torch.stack([cos * flip, -sin + shear, r(-0.12, 0.12)], 1),
+                         torch.stack([sin * flip, cos * stretch, r(-0.12, 0.12)], 1)], 1)
     x = F.grid_sample(x - OUTSIDE_HU, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False) + OUTSIDE_HU
     m = F.grid_sample(m, F.affine_grid(theta, list(m.shape), align_corners=False), align_corners=False)
-    noise = torch.randn(x.shape, generator=generator) * r(0.0, 6.0).view(-1, 1, 1, 1)
-    blur = torch.rand(n, generator=generator) < 0.3
-    x = x + noise + r(-3.0, 3.0).view(-1, 1, 1, 1)
-    x[blur] = F.avg_pool2d(x[blur], 3, 1, 1)
-    return x, m
+    return scanner(decoys(x, generator), generator), m
+
+
+def decoys(x, generator):
+    """Old infarcts (soft dark regions of brain) and calcifications (small bright ones), which are no bleeds."""
+    some = torch.rand(len(x), generator=generator)
+    axis = torch.linspace(-1, 1, x.shape[-1])
+    for pick, reach, lo, hi, least, most in [(some < 0.25, 0.5, 0.04, 0.16, -4, -24), (some > 0.88, 0.35, 0.008, 0.022, 50, 400)]:
+        part = x[pick]
+        r = lambda a, b: (a + (b - a) * torch.rand(len(part), generator=generator)).view(-1, 1, 1)
+        dx, dy = (axis.view(1, 1, -1) - r(-reach, reach)) / r(lo, hi), (axis.view(1, -1, 1) - r(-reach, reach)) / r(lo, hi)
+        blob = torch.sigmoid(4 * (1 - dx * dx - dy * dy)) * r(least, most)
+        x[pick] = part + blob.unsqueeze(1) * ((part > 0) & (part < 80))
+    return x
+
+
+NOISE = torch.randn(1 << 22, generator=torch.Generator().manual_seed(0))
+"""A reel of white noise to cut pieces from: making it anew for every slice would cost more than the network."""
+
+
+def _noise(shape, generator):
+    count = shape[0] * shape[1] * shape[2] * shape[3]
+    start = int(torch.randint(0, len(NOISE) - count, (1,), generator=generator))
+    return NOISE[start : start + count].view(shape)
+
+
+def scanner(x, generator):
+    """Another scanner: thicker slices, blur or edges, bone density, halo of bone on brain, offset, gain, noise (HU)."""
+    n, c, h, w = x.shape
+    r = lambda lo, hi: (lo + (hi - lo) * torch.rand(n, generator=generator)).view(-1, 1, 1, 1)
+    thick = r(-0.4, 0.4).clamp(min=0)
+    x = torch.lerp(x, x.mean(dim=1, keepdim=True), thick)
+    sharpness = r(-1.0, 0.35)  # below -0.4 the kernel blurs, above 0 it enhances edges
+    sharpness = torch.where((sharpness < -0.4) | (sharpness > 0), sharpness, 0.0)
+    pick = sharpness.flatten() != 0
+    part = x[pick]
+    soft = F.avg_pool2d(F.avg_pool2d(part, 3, 1, 1, count_include_pad=False), 3, 1, 1, count_include_pad=False)
+    x[pick] = torch.lerp(part, soft, -sharpness[pick])
+    bone = (x - 100).clamp_(0, 1400)
+    halo = F.interpolate(F.avg_pool2d(F.avg_pool2d(bone, 4), 3, 1, 1), size=(h, w), mode="bilinear")
+    x += bone.mul_(r(-0.25, 0.25))
+    x += halo.mul_(r(-0.006, 0.02))
+    change = (x.clamp(-100, 100) - 20).mul_(r(-0.06, 0.06)).add_(r(-7.0, 7.0))
+    x += change.mul_(x > -200)
+    coarse = F.interpolate(_noise((n, c, h // 3, w // 3), generator), size=(h, w), mode="nearest")
+    x += _noise((n, c, h, w), generator) * r(-2.0, 6.0).clamp(min=0)
+    x += coarse.mul_(r(-3.0, 4.0).clamp(min=0))
+    return x
 
 
 def to_channels(x):

@@ -33,7 +33,9 @@ def train_base(slices, minutes: float, out: Path, rng, generator, batch: int = 2
         x, y, m, known = slices.sample(batch, rng)
         x, m = data.augment(x, m, generator)
         net.train()
-        _, logits, map_logits = net(data.to_channels(x).contiguous(memory_format=torch.channels_last))
+        with torch.autocast("cpu", torch.bfloat16):  # twice as fast where the CPU has it; weights stay in 32 bits
+            _, logits, map_logits = net(data.to_channels(x).contiguous(memory_format=torch.channels_last))
+        logits, map_logits = logits.float(), map_logits.float()
         map_loss = F.binary_cross_entropy_with_logits(map_logits, m, reduction="none").mean(dim=(1, 2, 3))
         loss = bce(logits, y) + 2.0 * (map_loss * known).mean()
         optimizer.zero_grad(set_to_none=True)

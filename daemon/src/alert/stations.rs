@@ -1,0 +1,117 @@
+//! Who listens: stations as their retained status tells, and who among them is enrolled. Memory only: after a new link
+//! the broker tells it all again.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use serde::Serialize;
+
+use super::inbound::{Presence, StationStatus};
+use crate::config;
+
+/// One station, for people who ask.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StationView {
+    /// Topic level and certificate name.
+    pub name: String,
+    /// Whom it serves.
+    pub role: String,
+    /// Enrolled here.
+    pub enrolled: bool,
+    /// What it last said of itself.
+    #[serde(flatten)]
+    pub status: StationStatus,
+}
+
+/// The stations; share it.
+#[derive(Debug, Clone)]
+pub struct Stations {
+    enrolled: Arc<BTreeMap<String, String>>,
+    anybody: bool,
+    known: Arc<Mutex<BTreeMap<String, StationStatus>>>,
+}
+
+impl Stations {
+    /// Nobody is known yet.
+    pub fn new(config: &config::Alert) -> Self {
+        Stations {
+            enrolled: Arc::new(config.stations.clone()),
+            anybody: config.stations.is_empty() && config.tls.is_none(),
+            known: Arc::default(),
+        }
+    }
+
+    /// May it act and be believed? The broker's ACL has bound the name to a certificate already.
+    pub fn admits(&self, station: &str) -> bool {
+        self.anybody || self.enrolled.contains_key(station)
+    }
+
+    /// Whom it serves: by enrolment, else as it says itself.
+    pub fn role(&self, station: &str) -> String {
+        if let Some(role) = self.enrolled.get(station) {
+            return role.clone();
+        }
+        self.lock().get(station).map_or_else(String::new, |s| s.role.clone())
+    }
+
+    /// A status came, or was purged.
+    pub fn heard(&self, station: &str, status: Option<StationStatus>) {
+        match status {
+            Some(status) => self.lock().insert(station.to_owned(), status),
+            None => self.lock().remove(station),
+        };
+    }
+
+    /// Somebody has a shift on and can be told.
+    pub fn any_ready(&self) -> bool {
+        self.lock().iter().any(|(name, s)| s.state == Presence::Ready && self.admits(name))
+    }
+
+    /// Somebody is linked.
+    pub fn any_linked(&self) -> bool {
+        self.lock().iter().any(|(name, s)| s.state != Presence::Offline && self.admits(name))
+    }
+
+    /// Everybody known.
+    pub fn list(&self) -> Vec<StationView> {
+        let known = self.lock().clone();
+        let view = |(name, status): (String, StationStatus)| StationView {
+            role: self.enrolled.get(&name).cloned().unwrap_or_else(|| status.role.clone()),
+            enrolled: self.admits(&name),
+            name,
+            status,
+        };
+        known.into_iter().map(view).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, StationStatus>> {
+        self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(state: Presence) -> StationStatus {
+        serde_json::from_value(
+            serde_json::json!({"schema": "ichd.station/1", "state": state, "role": "viewer"}),
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn only_enrolled_stations_count_and_their_role_is_the_enrolments() {
+        let mut config = config::Alert::default();
+        assert!(Stations::new(&config).admits("anybody"), "a broker on this machine without TLS");
+        config.stations.insert("ward-3".into(), "nurse".into());
+        let stations = Stations::new(&config);
+        stations.heard("intruder", Some(status(Presence::Ready)));
+        assert!(!stations.admits("intruder") && !stations.any_ready());
+        stations.heard("ward-3", Some(status(Presence::Ready)));
+        assert!(stations.any_ready());
+        assert_eq!(stations.role("ward-3"), "nurse");
+        stations.heard("ward-3", Some(status(Presence::Offline)));
+        assert!(!stations.any_linked());
+    }
+}

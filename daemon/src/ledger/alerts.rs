@@ -1,0 +1,1154 @@
+//! The alerts and their way out: every transition is a row before it is a publish.
+//!
+//! One row per alert, in one shape whatever it is about: a study, trouble of the box, a drill. What changes it: a
+//! verdict ([`Ledger::record`]), a station's receipt, a person's action, or time ([`Ledger::tick`]). Each is one
+//! transaction with its audit row, the new revision and its place in the outbox.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rusqlite::{OptionalExtension, Row, Transaction, params};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::{Ledger, LedgerError, OutboxRow, Record, audit, count, doing, integer, queue, stage_text, ulid};
+use crate::alert::action::{self, Effect};
+use crate::alert::document::{
+    Alert, AlertFinding, AlertState, AlertTimings, ClockInfo, DISCLAIMER, Escalation, Kind, Quality, Receipt,
+    StudyInfo, Subject, Technical,
+};
+use crate::alert::inbound::{
+    ActionCode, ActionMessage, ActionResult, Opinion, ReceiptMessage, ReceiptStage, Reply,
+};
+use crate::alert::ladder::{self, Due, EVERYONE, Ladder, Limits, Standing};
+use crate::alert::lifecycle::{self, Change, Existing};
+use crate::alert::topic;
+use crate::clock;
+use crate::config::Profile;
+use crate::decide::{Disposition, Finding, NamedScores, Stage, Verdict};
+use crate::dicom::SeriesUid;
+use crate::hex;
+use crate::infer::Class;
+
+/// Migration that makes the columns and tables of the chain; run by `schema`.
+pub(super) const MIGRATION: &str = "
+ALTER TABLE alerts ADD COLUMN raised_elapsed_ms INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE alerts ADD COLUMN next_step_at_ms INTEGER;
+ALTER TABLE alerts ADD COLUMN sent_elapsed_ms INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE alerts ADD COLUMN resends INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE alerts ADD COLUMN delivered_elapsed_ms INTEGER;
+ALTER TABLE alerts ADD COLUMN content_rev INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE alerts ADD COLUMN called_unheard INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE outbox ADD COLUMN not_before_ms INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE outbox ADD COLUMN refusals INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE receipts (
+    alert_id TEXT NOT NULL,
+    station TEXT NOT NULL,
+    role TEXT NOT NULL,
+    stage TEXT NOT NULL,
+    rev INTEGER NOT NULL,
+    at_ms INTEGER NOT NULL,
+    elapsed_ms INTEGER NOT NULL,
+    PRIMARY KEY (alert_id, station)
+) STRICT;
+CREATE TABLE actions (
+    action_id TEXT PRIMARY KEY,
+    alert_id TEXT NOT NULL,
+    station TEXT NOT NULL,
+    role TEXT NOT NULL,
+    user TEXT NOT NULL,
+    verb TEXT NOT NULL,
+    value TEXT,
+    reason TEXT,
+    rev INTEGER NOT NULL,
+    reply TEXT NOT NULL,
+    at_ms INTEGER NOT NULL
+) STRICT;
+CREATE INDEX actions_by_alert ON actions (alert_id);
+CREATE TABLE silences (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind TEXT NOT NULL,
+    author TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    from_ms INTEGER NOT NULL,
+    until_ms INTEGER NOT NULL,
+    until_elapsed_ms INTEGER NOT NULL
+) STRICT;
+CREATE TABLE proofs (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    study_uid TEXT NOT NULL UNIQUE,
+    begun_ms INTEGER NOT NULL,
+    begun_elapsed_ms INTEGER NOT NULL,
+    alert_id TEXT,
+    reached TEXT NOT NULL,
+    ended_ms INTEGER,
+    ended_elapsed_ms INTEGER,
+    failure TEXT
+) STRICT;
+";
+
+/// After a closed alert was sent a last time, stations may still ask for it for that long, s.
+pub const CLOSED_EXPIRY_S: u32 = 3_600;
+/// First wait after the broker refused a document, ms; doubled each time up to [`REFUSED_MAX_MS`].
+const REFUSED_MIN_MS: u64 = 5_000;
+const REFUSED_MAX_MS: u64 = 300_000;
+/// How long a claim holds the ladder, ms.
+const CLAIM_HOLD_MS: u64 = 180_000;
+/// Alerts raised within [`STORM_MS`] beyond which the next ones form a group that sounds once.
+const STORM_MAX: u64 = 10;
+const STORM_MS: u64 = 600_000;
+
+/// The rules of the chain, from the configuration.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// Ladders of the shifts; the first that fits is taken.
+    pub shifts: Vec<Shift>,
+    /// Ladder when no shift fits.
+    pub ladder: Ladder,
+    /// Limits of the ladder.
+    pub limits: Limits,
+    /// A late slice withdraws a final alert only when the score has fallen this far below the operating point.
+    pub hysteresis: f32,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Policy {
+            shifts: vec![],
+            ladder: Ladder::default(),
+            limits: Limits { receipt_ms: 10_000, expiry_ms: 43_200_000 },
+            hysteresis: 0.05,
+        }
+    }
+}
+
+/// A ladder for some hours of the day.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shift {
+    /// Begins, minutes of the local day.
+    pub from_min: u32,
+    /// Ends, minutes of the local day; before `from_min`: on the next day.
+    pub to_min: u32,
+    /// Local time, minutes ahead of UTC.
+    pub utc_offset_min: i32,
+    /// Its ladder.
+    pub ladder: Ladder,
+}
+
+impl Shift {
+    /// Whether a moment lies in it; wall time, ms since the epoch.
+    pub fn holds(&self, wall_ms: u64) -> bool {
+        let local = i64::try_from(wall_ms / 60_000).unwrap_or(0) + i64::from(self.utc_offset_min);
+        let minute = u32::try_from(local.rem_euclid(1440)).unwrap_or(0);
+        if self.from_min <= self.to_min {
+            (self.from_min..self.to_min).contains(&minute)
+        } else {
+            minute >= self.from_min || minute < self.to_min
+        }
+    }
+}
+
+impl Policy {
+    fn ladder_at(&self, wall_ms: u64) -> &Ladder {
+        self.shifts.iter().find(|s| s.holds(wall_ms)).map_or(&self.ladder, |s| &s.ladder)
+    }
+
+    fn ladder_named(&self, name: &str) -> &Ladder {
+        self.shifts.iter().map(|s| &s.ladder).find(|l| l.name == name).unwrap_or(&self.ladder)
+    }
+}
+
+/// What a series that suspects something says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Behind {
+    priority: u8,
+    stage: Stage,
+    finding: AlertFinding,
+    quality: Quality,
+    slices: usize,
+    #[serde(default)]
+    location: Option<String>,
+    #[serde(default)]
+    enc: Option<String>,
+    /// Order of speaking.
+    nth: u64,
+}
+
+/// A row of `alerts`.
+#[derive(Debug, Clone)]
+pub(super) struct Stored {
+    /// Study Instance UID, `technical:CODE` or `test:N`.
+    subject: String,
+    pub(super) document: Alert,
+    raised_by: BTreeMap<SeriesUid, Behind>,
+    content: String,
+    raised_wall_ms: u64,
+    raised_elapsed_ms: u64,
+    next_step_at_ms: Option<u64>,
+    sent_elapsed_ms: u64,
+    resends: u32,
+    delivered_elapsed_ms: Option<u64>,
+    content_rev: u64,
+    called_unheard: bool,
+}
+
+const COLUMNS: &str =
+    "study_uid, document, raised_by, content, raised_ms, raised_elapsed_ms, next_step_at_ms,
+     sent_elapsed_ms, resends, delivered_elapsed_ms, content_rev, called_unheard";
+
+/// What a receipt led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// No such alert: an old retained message of a station, or nonsense.
+    UnknownAlert,
+    /// Written down.
+    Noted,
+    /// The first one: the alert is delivered.
+    Delivered,
+}
+
+/// A station as the daemon knows it when it speaks.
+#[derive(Debug, Clone, Copy)]
+pub struct Speaker<'a> {
+    /// Its name: the topic level, which the broker's ACL binds to its certificate.
+    pub station: &'a str,
+    /// Whom it serves.
+    pub role: &'a str,
+}
+
+/// A silence or maintenance window.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Silence {
+    /// `silence` or `maintenance`.
+    pub kind: String,
+    /// Who asked for it.
+    pub author: String,
+    /// Why.
+    pub reason: String,
+    /// Wall time, RFC 3339.
+    pub until: String,
+}
+
+/// The site's own experience with its alerts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Experience {
+    /// Alerts of the time asked about that people judged.
+    pub judged: u64,
+    /// Said to be right.
+    pub right: u64,
+    /// Said to be wrong.
+    pub wrong: u64,
+    /// `right / (right + wrong)`; none without either.
+    pub positive_predictive_value: Option<f64>,
+}
+
+impl Ledger {
+    /// What a verdict does to the alert of its study; part of [`Ledger::record`]'s transaction.
+    pub(super) fn write_alert(
+        &self,
+        tx: &Transaction,
+        verdict: &Verdict,
+        record: &Record,
+        study_ref: &str,
+    ) -> Result<Option<(String, u64)>, LedgerError> {
+        let mut stored = stored(tx, verdict.study.as_str())?;
+        let existing = stored.as_ref().map(Stored::existing);
+        let news = content(verdict);
+        let Some(change) = lifecycle::change(existing.as_ref(), verdict, &news) else { return Ok(None) };
+        if let (Change::Withdraw, Some(alert)) = (change, &stored)
+            && alert.document.stage == Stage::Final
+            && record.stands_above.zip(verdict.scores).is_some_and(|(p, s)| s.of(Class::Any) >= p)
+        {
+            // Hysteresis: what one late slice tips over by a hair stays an alert.
+            return Ok(None);
+        }
+        let (stored, fresh) = match (&mut stored, &verdict.disposition) {
+            (Some(alert), _) => (alert, false),
+            (none, Disposition::Suspected(finding)) => {
+                (none.insert(self.new_finding(tx, verdict, record, study_ref, finding)?), true)
+            }
+            (None, _) => return Ok(None),
+        };
+        if let Disposition::Suspected(finding) = &verdict.disposition {
+            let nth = stored.raised_by.values().map(|b| b.nth + 1).max().unwrap_or(0);
+            let nth = stored.raised_by.get(&verdict.series).map_or(nth, |b| b.nth);
+            stored.raised_by.insert(verdict.series.clone(), self.behind(verdict, record, finding, nth));
+        } else if change == Change::Withdraw {
+            stored.raised_by.remove(&verdict.series);
+        }
+        // The document says what the most urgent series behind it says; of equals, the one that spoke first.
+        let speaks = stored.raised_by.iter().min_by_key(|(_, b)| (b.priority, b.nth));
+        let speaks = speaks.map(|(series, behind)| (series.clone(), behind.clone()));
+        let document = &mut stored.document;
+        let before = (document.priority, document.finding.subtypes.clone(), document.state);
+        match (change, speaks) {
+            (Change::FinalUnread, _) => {
+                document.quality.ok = false;
+                let why = verdict.disposition.why().map_or("unknown", |w| w.code());
+                document.addendum.push(format!("the complete series could not be analysed: {why}"));
+            }
+            (_, None) => {
+                document.state = AlertState::Withdrawn;
+                document.stage = Stage::Final;
+                document.addendum.push("withdrawn: the final verdict is not suspected".into());
+            }
+            (_, Some((series, behind))) => {
+                if document.state == AlertState::Withdrawn {
+                    document.state = AlertState::Raised;
+                    document.ack = None;
+                    document.addendum.push("suspected again after it was withdrawn".into());
+                }
+                // A provisional look never turns a final alert provisional again.
+                let back = document.stage == Stage::Final && behind.stage == Stage::Provisional && !fresh;
+                let same = document.finding == behind.finding && document.stage == behind.stage;
+                if !fresh && document.state == before.2 && (back || same) {
+                    // Stands behind it, and changes nothing of what it says.
+                    if series == verdict.series {
+                        stored.content = news;
+                    }
+                    stored.save(tx)?;
+                    return Ok(None);
+                }
+                if !back {
+                    (document.stage, document.priority) = (behind.stage, behind.priority);
+                    (document.finding, document.quality) = (behind.finding, behind.quality);
+                    document.study.slices = behind.slices;
+                    (document.subject.location, document.subject.enc) = (behind.location, behind.enc);
+                    document.model.clone_from(&verdict.model);
+                }
+            }
+        }
+        stored.content = news;
+        let document = &stored.document;
+        let priority_rose = document.priority < before.0;
+        let raised_again = before.2 == AlertState::Withdrawn && document.state == AlertState::Raised;
+        let substance = fresh || raised_again || priority_rose || document.finding.subtypes != before.1;
+        let event = match (fresh, document.state) {
+            (true, _) => "alert_raised",
+            (_, AlertState::Withdrawn) => "alert_withdrawn",
+            _ => "alert_revised",
+        };
+        if raised_again {
+            self.begin_ladder(stored);
+        } else if priority_rose && stored.document.state == AlertState::Acknowledged {
+            // Whoever took it knew of something less urgent.
+            stored.document.state = AlertState::Raised;
+            stored.document.ack = None;
+            stored.document.addendum.push("more urgent than when it was acknowledged".into());
+            self.begin_ladder(stored);
+        }
+        self.revise(tx, stored, event, substance, fresh || raised_again || priority_rose)?;
+        Ok(Some((stored.document.alert_id.clone(), stored.document.rev)))
+    }
+
+    fn behind(&self, verdict: &Verdict, record: &Record, finding: &Finding, nth: u64) -> Behind {
+        let point = stage_text(verdict.stage);
+        let said = match self.site.profile {
+            Profile::Assist => {
+                AlertFinding::assist(finding, verdict.scores.as_ref().map(NamedScores::from), point)
+            }
+            Profile::Triage => AlertFinding { operating_point: point.into(), ..AlertFinding::default() },
+        };
+        Behind {
+            priority: finding.tier.priority,
+            stage: verdict.stage,
+            finding: said,
+            quality: Quality { ok: verdict.flags.is_empty(), flags: verdict.flags.clone() },
+            slices: verdict.instances,
+            location: record.shown.location.clone(),
+            enc: record.shown.enc.clone(),
+            nth,
+        }
+    }
+
+    fn new_finding(
+        &self,
+        tx: &Transaction,
+        verdict: &Verdict,
+        record: &Record,
+        study_ref: &str,
+        finding: &Finding,
+    ) -> Result<Stored, LedgerError> {
+        let drill: Option<i64> = tx
+            .query_row("SELECT id FROM proofs WHERE study_uid = ?1", [verdict.study.as_str()], |r| r.get(0))
+            .optional()
+            .map_err(doing("read proofs of life"))?;
+        let mut alert = self.new_alert(
+            tx,
+            verdict.study.as_str(),
+            if drill.is_some() { Kind::Test } else { Kind::Finding },
+        )?;
+        if let Some(id) = drill {
+            alert.document.addendum.push("proof of life: a synthetic study, no patient".into());
+            tx.execute(
+                "UPDATE proofs SET alert_id = ?2, reached = 'verdict' WHERE id = ?1",
+                params![id, alert.document.alert_id],
+            )
+            .map_err(doing("write a proof of life"))?;
+        }
+        let document = &mut alert.document;
+        document.stage = verdict.stage;
+        document.priority = finding.tier.priority;
+        document.study = StudyInfo {
+            study_ref: study_ref.into(),
+            acquired_at: record.acquired_at.clone(),
+            slices: verdict.instances,
+        };
+        document.model.clone_from(&verdict.model);
+        document.subject.r#ref = self.spoken_code(tx, verdict.study.as_str())?;
+        document.timings_ms.last_slice_to_verdict = record
+            .arrival
+            .last_ms
+            .and_then(|last| record.decided_wall_ms.checked_sub(last))
+            .filter(|ms| *ms < 86_400_000);
+        if document.kind == Kind::Finding {
+            let since = integer(self.elapsed_ms().saturating_sub(STORM_MS));
+            let (recent, first): (i64, Option<String>) = tx
+                .query_row(
+                    "SELECT count(*), min(alert_id) FROM alerts WHERE raised_elapsed_ms >= ?1
+                     AND study_uid NOT LIKE 'technical:%'",
+                    [since],
+                    |r| Ok((r.get(0)?, r.get(1)?)),
+                )
+                .map_err(doing("count alerts"))?;
+            document.group = first.filter(|_| recent.unsigned_abs() >= STORM_MAX);
+        }
+        Ok(alert)
+    }
+
+    fn new_alert(&self, tx: &Transaction, subject: &str, kind: Kind) -> Result<Stored, LedgerError> {
+        let now = self.clock.read();
+        let document = Alert {
+            schema: "ichd.alert/1".into(),
+            alert_id: ulid(now.wall_ms)?,
+            rev: 0,
+            kind,
+            stage: Stage::Final,
+            state: AlertState::Raised,
+            priority: 9,
+            device: self.site.device.clone(),
+            site: self.site.name.clone(),
+            boot: self.boot,
+            seq: count(tx, "seq")?,
+            raised_at: clock::rfc3339(now.wall_ms),
+            published_at: String::new(),
+            age_ms: 0,
+            clock: ClockInfo::default(),
+            expires_at: clock::rfc3339(now.wall_ms + self.policy.limits.expiry_ms),
+            subject: Subject { r#ref: String::new(), location: None, enc: None },
+            study: StudyInfo { study_ref: String::new(), acquired_at: None, slices: 0 },
+            finding: AlertFinding::default(),
+            model: None,
+            quality: Quality { ok: true, flags: vec![] },
+            timings_ms: AlertTimings::default(),
+            escalation: Escalation::default(),
+            receipts: vec![],
+            ack: None,
+            claimed_by: None,
+            feedback: vec![],
+            technical: None,
+            sound_rev: 0,
+            group: None,
+            supersedes: vec![],
+            addendum: vec![],
+            disclaimer: DISCLAIMER.into(),
+        };
+        let mut stored = Stored {
+            subject: subject.into(),
+            document,
+            raised_by: BTreeMap::new(),
+            content: String::new(),
+            raised_wall_ms: now.wall_ms,
+            raised_elapsed_ms: self.elapsed_ms(),
+            next_step_at_ms: None,
+            sent_elapsed_ms: 0,
+            resends: 0,
+            delivered_elapsed_ms: None,
+            content_rev: 0,
+            called_unheard: false,
+        };
+        self.begin_ladder(&mut stored);
+        Ok(stored)
+    }
+
+    /// From the bottom, counted from now.
+    fn begin_ladder(&self, stored: &mut Stored) {
+        let ladder = self.policy.ladder_at(self.clock.read().wall_ms);
+        let escalation = &mut stored.document.escalation;
+        (escalation.policy, escalation.step) = (ladder.name.clone(), 0);
+        match stored.document.kind {
+            Kind::Finding => {
+                escalation.roles = ladder.roles(0);
+                let age = self.elapsed_ms().saturating_sub(stored.raised_elapsed_ms);
+                stored.next_step_at_ms = ladder.next_at_ms(0).map(|ms| age + ms);
+            }
+            Kind::Technical | Kind::Test => {
+                escalation.roles = vec![EVERYONE.into()];
+                stored.next_step_at_ms = None;
+            }
+        }
+        (stored.called_unheard, stored.delivered_elapsed_ms) = (false, None);
+    }
+
+    /// The next rung, now.
+    fn step_up(&self, stored: &mut Stored) {
+        let age = self.elapsed_ms().saturating_sub(stored.raised_elapsed_ms);
+        let escalation = &mut stored.document.escalation;
+        let ladder = self.policy.ladder_named(&escalation.policy);
+        escalation.step += 1;
+        escalation.roles = ladder.roles(escalation.step);
+        // A rung taken early does not bring the next one forward beyond its own distance.
+        let distance = match (ladder.next_at_ms(escalation.step), ladder.next_at_ms(escalation.step - 1)) {
+            (Some(next), Some(this)) => Some(next.saturating_sub(this)),
+            _ => None,
+        };
+        stored.next_step_at_ms = distance.map(|ms| age + ms);
+        if stored.document.state != AlertState::Acknowledged {
+            stored.document.state = AlertState::Escalated;
+        }
+    }
+
+    /// A new revision: audit row, alert row, outbox row. `substance`: what a person must have seen to act on it.
+    pub(super) fn revise(
+        &self,
+        tx: &Transaction,
+        stored: &mut Stored,
+        event: &str,
+        substance: bool,
+        sounds: bool,
+    ) -> Result<(), LedgerError> {
+        let document = &mut stored.document;
+        document.rev += 1;
+        document.seq = count(tx, "seq")?;
+        document.boot = self.boot;
+        if substance {
+            stored.content_rev = document.rev;
+        }
+        if sounds {
+            document.sound_rev = document.rev;
+        }
+        if !document.state.is_open() || document.state == AlertState::Acknowledged {
+            stored.next_step_at_ms = None;
+        }
+        (stored.sent_elapsed_ms, stored.resends) = (self.elapsed_ms(), 0);
+        let body = json!({
+            "alert_id": document.alert_id, "rev": document.rev, "kind": document.kind, "state": document.state,
+            "stage": document.stage, "priority": document.priority, "study_ref": document.study.study_ref,
+            "step": document.escalation.step, "roles": document.escalation.roles,
+            "code": document.technical.as_ref().map(|t| &t.code),
+        });
+        audit::append(tx, event, &body)?;
+        stored.save(tx)?;
+        self.enqueue(tx, &stored.document)?;
+        self.keep_time(tx)
+    }
+
+    /// A document is state: an older one that still waits is worth nothing any more.
+    fn enqueue(&self, tx: &Transaction, document: &Alert) -> Result<(), LedgerError> {
+        let id = document.alert_id.as_str();
+        tx.execute("DELETE FROM outbox WHERE alert_id = ?1", [id]).map_err(doing("clear the outbox"))?;
+        let payload = serde_json::to_string(document).map_err(LedgerError::Document)?;
+        let topic = topic::alert(&self.site, id);
+        queue(tx, &topic, &payload, true, Some(id))?;
+        if document.state == AlertState::Resolved {
+            // Retained documents are purged on resolve; who is linked now has seen the last revision before.
+            queue(tx, &topic, "", true, Some(id))?;
+        }
+        Ok(())
+    }
+
+    /// A station says that it has an alert.
+    pub fn receipt(&self, speaker: Speaker, receipt: &ReceiptMessage) -> Result<Heard, LedgerError> {
+        self.change(|tx| {
+            let Some(mut stored) = stored_by_id(tx, &receipt.alert_id)? else { return Ok(Heard::UnknownAlert) };
+            let now = self.clock.read();
+            let rev = receipt.rev.min(stored.document.rev);
+            let known = receipts(tx, &receipt.alert_id)?.into_iter().find(|r| r.station == speaker.station);
+            let stage = known.as_ref().map_or(receipt.stage, |r| r.stage.max(receipt.stage));
+            if known.as_ref().is_some_and(|r| r.rev >= rev && r.stage == stage && r.role == speaker.role) {
+                return Ok(Heard::Noted);
+            }
+            let rev = known.as_ref().map_or(rev, |r| r.rev.max(rev));
+            tx.execute(
+                "INSERT INTO receipts VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                 ON CONFLICT (alert_id, station) DO UPDATE SET role = ?3, stage = ?4, rev = ?5",
+                params![receipt.alert_id, speaker.station, speaker.role, stage_name(stage), integer(rev), integer(now.wall_ms), integer(self.elapsed_ms())],
+            )
+            .map_err(doing("write a receipt"))?;
+            if known.as_ref().is_none_or(|r| r.stage < stage) {
+                let body = json!({"alert_id": receipt.alert_id, "rev": rev, "station": speaker.station, "role": speaker.role, "stage": stage});
+                audit::append(tx, "alert_receipt", &body)?;
+            }
+            if stored.document.kind == Kind::Test {
+                self.proof_reached_station(tx, &mut stored)?;
+                return Ok(Heard::Delivered);
+            }
+            if stored.delivered_elapsed_ms.is_some() || !stored.document.state.is_open() {
+                return Ok(Heard::Noted);
+            }
+            stored.delivered_elapsed_ms = Some(self.elapsed_ms());
+            if stored.document.state == AlertState::Raised {
+                stored.document.state = AlertState::Delivered;
+            }
+            // Further receipts make no revision: each would be answered by receipts again.
+            self.revise(tx, &mut stored, "alert_delivered", false, false)?;
+            if stored.document.kind == Kind::Finding {
+                self.clear_technical(tx, "nobody_listening", "a station has answered")?;
+            }
+            Ok(Heard::Delivered)
+        })
+    }
+
+    /// A person did something. Idempotent: an `action_id` that was seen gets its first answer again.
+    pub fn act(&self, speaker: Speaker, action: &ActionMessage, allowed: bool) -> Result<Reply, LedgerError> {
+        self.change(|tx| {
+            let first: Option<String> = tx
+                .query_row("SELECT reply FROM actions WHERE action_id = ?1 AND station = ?2", [&action.action_id, speaker.station], |r| r.get(0))
+                .optional()
+                .map_err(doing("read actions"))?;
+            if let Some(first) = first {
+                let mut reply: Reply = serde_json::from_str(&first).map_err(LedgerError::Document)?;
+                if reply.result == ActionResult::Accepted {
+                    reply.result = ActionResult::Duplicate;
+                }
+                return Ok(reply);
+            }
+            let now = self.clock.read();
+            let at = clock::rfc3339(now.wall_ms);
+            let mut stored = stored_by_id(tx, &action.alert_id)?;
+            let late = action.expires_at.as_deref().and_then(clock::parse_rfc3339).is_some_and(|t| t < now.wall_ms);
+            let outcome = match &mut stored {
+                _ if !allowed => Err((ActionCode::NotAllowed, "this station is not enrolled here (alert.stations)".to_owned())),
+                // A box whose own clock is wrong must not refuse people; the broker's expiry holds then.
+                _ if late && clock::synced() == Some(true) => Err((ActionCode::Expired, "the action came too late".to_owned())),
+                None => Err((ActionCode::UnknownAlert, "no such alert".to_owned())),
+                Some(stored) => action::apply(&mut stored.document, stored.content_rev, action, speaker.station, &at),
+            };
+            let taken = tx
+                .query_row("SELECT count(*) FROM actions WHERE action_id = ?1", [&action.action_id], |r| r.get::<_, i64>(0))
+                .map_err(doing("read actions"))?;
+            let outcome = if taken > 0 { Err((ActionCode::BadRequest, "another station has used this action_id".to_owned())) } else { outcome };
+            let (result, code, message) = match &outcome {
+                Ok(_) => (ActionResult::Accepted, ActionCode::Ok, String::new()),
+                Err((code, words)) => (ActionResult::Refused, *code, words.clone()),
+            };
+            let body = json!({
+                "action_id": action.action_id, "alert_id": action.alert_id, "rev": action.rev, "verb": action.verb,
+                "station": speaker.station, "role": speaker.role, "user": action.user.trim(), "code": code,
+            });
+            audit::append(tx, "action", &body)?;
+            if let (Ok(effect), Some(stored)) = (&outcome, &mut stored) {
+                self.take_effect(tx, stored, *effect)?;
+            }
+            let reply = Reply {
+                schema: "ichd.reply/1".into(),
+                action_id: action.action_id.clone(),
+                alert_id: action.alert_id.clone(),
+                result,
+                code,
+                message,
+                rev: stored.as_ref().map_or(0, |s| s.document.rev),
+            };
+            if taken == 0 && code != ActionCode::NotAllowed {
+                let text = |v: &serde_json::Value| v.as_str().map(str::to_owned);
+                tx.execute(
+                    "INSERT INTO actions VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+                    params![
+                        action.action_id, action.alert_id, speaker.station, speaker.role, action.user.trim(),
+                        text(&json!(action.verb)), text(&json!(action.feedback)), action.reason, integer(action.rev),
+                        serde_json::to_string(&reply).map_err(LedgerError::Document)?, integer(now.wall_ms),
+                    ],
+                )
+                .map_err(doing("write an action"))?;
+            }
+            Ok(reply)
+        })
+    }
+
+    fn take_effect(&self, tx: &Transaction, stored: &mut Stored, effect: Effect) -> Result<(), LedgerError> {
+        let age = self.elapsed_ms().saturating_sub(stored.raised_elapsed_ms);
+        // A person at a station has seen it, whether or not a receipt came through.
+        stored.delivered_elapsed_ms.get_or_insert(self.elapsed_ms());
+        let (event, sounds) = match effect {
+            Effect::None => ("alert_feedback", false),
+            Effect::Hold => {
+                stored.next_step_at_ms = stored.next_step_at_ms.map(|at| at.max(age + CLAIM_HOLD_MS));
+                ("alert_claimed", false)
+            }
+            Effect::Resume => {
+                let ladder = self.policy.ladder_named(&stored.document.escalation.policy);
+                let planned = ladder.next_at_ms(stored.document.escalation.step);
+                stored.next_step_at_ms = planned.map(|at| at.max(age));
+                ("alert_released", false)
+            }
+            Effect::StepNow => {
+                self.step_up(stored);
+                ("alert_escalated", true)
+            }
+            Effect::Stop => ("alert_acknowledged", false),
+            Effect::Purge => ("alert_resolved", false),
+        };
+        self.revise(tx, stored, event, false, sounds)
+    }
+
+    /// Does everything that is due; returns how many alerts changed or go out again.
+    pub fn tick(&self) -> Result<usize, LedgerError> {
+        self.change(|tx| {
+            let mut done = 0;
+            for mut stored in open_alerts(tx)? {
+                let standing = self.standing(tx, &stored)?;
+                let Some(due) = ladder::due(&stored.document, &standing, self.policy.limits) else {
+                    continue;
+                };
+                done += 1;
+                match due {
+                    Due::Unheard => {
+                        stored.called_unheard = true;
+                        self.step_up(&mut stored);
+                        self.revise(tx, &mut stored, "alert_unheard", false, true)?;
+                        let text = format!(
+                            "no station has shown alert {} after {} s",
+                            stored.document.subject.r#ref,
+                            standing.age_ms / 1000
+                        );
+                        self.set_technical(tx, "nobody_listening", &text)?;
+                    }
+                    Due::Step => {
+                        self.step_up(&mut stored);
+                        self.revise(tx, &mut stored, "alert_escalated", false, true)?;
+                    }
+                    Due::Resend => {
+                        (stored.sent_elapsed_ms, stored.resends) =
+                            (self.elapsed_ms(), stored.resends.saturating_add(1));
+                        stored.save(tx)?;
+                        self.enqueue(tx, &stored.document)?;
+                    }
+                    Due::Expire => {
+                        stored.document.state = AlertState::Expired;
+                        stored.document.addendum.push("expired: nobody acknowledged it".into());
+                        self.revise(tx, &mut stored, "alert_expired", false, false)?;
+                        let text = format!(
+                            "alert {} expired without an acknowledgement",
+                            stored.document.subject.r#ref
+                        );
+                        self.set_technical(tx, "expired_unacknowledged", &text)?;
+                    }
+                    Due::Close => {
+                        stored.document.state = AlertState::Resolved;
+                        stored.document.addendum.push("closed by time".into());
+                        self.revise(tx, &mut stored, "alert_resolved", false, false)?;
+                    }
+                }
+            }
+            self.keep_time_now_and_then(tx)?;
+            Ok(done)
+        })
+    }
+
+    fn standing(&self, tx: &Transaction, stored: &Stored) -> Result<Standing, LedgerError> {
+        let now = self.elapsed_ms();
+        let heard = receipts(tx, &stored.document.alert_id)?;
+        let has = |role: &String| {
+            let mut of_rev = heard.iter().filter(|r| r.rev >= stored.content_rev);
+            of_rev.any(|r| role == EVERYONE || r.role == *role)
+        };
+        // The last transmission may still wait for the broker; it is not lost before it was sent.
+        let waits: i64 = tx
+            .query_row("SELECT count(*) FROM outbox WHERE alert_id = ?1", [&stored.document.alert_id], |r| {
+                r.get(0)
+            })
+            .map_err(doing("read the outbox"))?;
+        Ok(Standing {
+            age_ms: now.saturating_sub(stored.raised_elapsed_ms),
+            next_step_at_ms: stored.next_step_at_ms,
+            since_sent_ms: if waits > 0 { 0 } else { now.saturating_sub(stored.sent_elapsed_ms) },
+            resends: stored.resends,
+            since_delivered_ms: stored.delivered_elapsed_ms.map(|at| now.saturating_sub(at)),
+            heard_by_all: stored.document.escalation.roles.iter().all(has),
+            called_unheard: stored.called_unheard,
+        })
+    }
+
+    /// Raises trouble of the box, once per code while it is open.
+    pub fn raise_technical(&self, code: &str, text: &str) -> Result<(), LedgerError> {
+        self.change(|tx| self.set_technical(tx, code, text))
+    }
+
+    /// The trouble is over.
+    pub fn resolve_technical(&self, code: &str, text: &str) -> Result<(), LedgerError> {
+        self.change(|tx| self.clear_technical(tx, code, text))
+    }
+
+    fn set_technical(&self, tx: &Transaction, code: &str, text: &str) -> Result<(), LedgerError> {
+        let subject = format!("technical:{code}");
+        if let Some(old) = stored(tx, &subject)? {
+            if old.document.state.is_open() {
+                return Ok(());
+            }
+            // A new occasion is a new alert; the row of the old one makes room, its audit rows stay.
+            tx.execute(
+                "UPDATE alerts SET study_uid = ?2 WHERE study_uid = ?1",
+                params![subject, format!("{subject}:{}", old.document.alert_id)],
+            )
+            .map_err(doing("write an alert"))?;
+        }
+        let mut alert = self.new_alert(tx, &subject, Kind::Technical)?;
+        alert.document.technical = Some(Technical { code: code.into(), text: text.into() });
+        alert.document.subject.r#ref = code.into();
+        self.revise(tx, &mut alert, "alert_raised", true, true)
+    }
+
+    fn clear_technical(&self, tx: &Transaction, code: &str, text: &str) -> Result<(), LedgerError> {
+        let Some(mut alert) = stored(tx, &format!("technical:{code}"))? else { return Ok(()) };
+        if !alert.document.state.is_open() {
+            return Ok(());
+        }
+        alert.document.state = AlertState::Resolved;
+        alert.document.addendum.push(text.into());
+        self.revise(tx, &mut alert, "alert_resolved", false, false)
+    }
+
+    /// Begins a silence or maintenance window: sound is muted, the record is not.
+    pub fn silence(
+        &self,
+        kind: &str,
+        author: &str,
+        reason: &str,
+        minutes: u64,
+    ) -> Result<Silence, LedgerError> {
+        self.change(|tx| {
+            let now = self.clock.read();
+            let until_ms = now.wall_ms + minutes * 60_000;
+            tx.execute(
+                "INSERT INTO silences (kind, author, reason, from_ms, until_ms, until_elapsed_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                params![kind, author, reason, integer(now.wall_ms), integer(until_ms), integer(self.elapsed_ms() + minutes * 60_000)],
+            )
+            .map_err(doing("write a silence"))?;
+            audit::append(tx, "silence", &json!({"kind": kind, "author": author, "reason": reason, "minutes": minutes}))?;
+            self.resend_open(tx)?;
+            Ok(Silence { kind: kind.into(), author: author.into(), reason: reason.into(), until: clock::rfc3339(until_ms) })
+        })
+    }
+
+    /// Ends every silence and maintenance window.
+    pub fn end_silences(&self, author: &str) -> Result<(), LedgerError> {
+        self.change(|tx| {
+            let now = integer(self.elapsed_ms());
+            let ended = tx
+                .execute("UPDATE silences SET until_elapsed_ms = ?1 WHERE until_elapsed_ms > ?1", [now])
+                .map_err(doing("end silences"))?;
+            if ended > 0 {
+                audit::append(tx, "silence_ended", &json!({"author": author}))?;
+                self.resend_open(tx)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The silence or maintenance window that is on and lasts longest.
+    pub fn silenced(&self) -> Result<Option<Silence>, LedgerError> {
+        silenced(&self.lock(), self.elapsed_ms())
+    }
+
+    /// Open alerts as a new revision, for what is written at transmission (mute) to reach stations.
+    fn resend_open(&self, tx: &Transaction) -> Result<(), LedgerError> {
+        for mut stored in open_alerts(tx)? {
+            self.revise(tx, &mut stored, "alert_revised", false, false)?;
+        }
+        Ok(())
+    }
+
+    /// Alerts that wait for a person.
+    pub fn open_alert_count(&self) -> Result<u64, LedgerError> {
+        self.number(
+            "SELECT count(*) FROM alerts WHERE state NOT IN ('resolved', 'withdrawn', 'expired')
+             AND study_uid NOT LIKE 'technical:%' AND study_uid NOT IN (SELECT study_uid FROM proofs)",
+        )
+    }
+
+    /// Age of the oldest finding that nobody has acknowledged, ms.
+    pub fn oldest_unacknowledged_ms(&self) -> Result<Option<u64>, LedgerError> {
+        let sql = "SELECT min(raised_elapsed_ms) FROM alerts
+                   WHERE state IN ('raised', 'delivered', 'escalated') AND study_uid NOT LIKE 'technical:%'
+                   AND study_uid NOT IN (SELECT study_uid FROM proofs)";
+        let oldest: Option<i64> = self.lock().query_row(sql, [], |r| r.get(0)).map_err(doing("count"))?;
+        Ok(oldest.map(|at| self.elapsed_ms().saturating_sub(at.unsigned_abs())))
+    }
+
+    /// What people said of the alerts of the last `days`.
+    pub fn experience(&self, days: u64) -> Result<Experience, LedgerError> {
+        let since = integer(self.clock.read().wall_ms.saturating_sub(days * 86_400_000));
+        let connection = self.lock();
+        let mut statement = connection
+            .prepare("SELECT document FROM alerts WHERE raised_ms >= ?1")
+            .map_err(doing("read alerts"))?;
+        let documents = statement
+            .query_map([since], |r| r.get::<_, String>(0))
+            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+            .map_err(doing("read alerts"))?;
+        let mut all = Experience::default();
+        for document in documents.iter().filter_map(|d| serde_json::from_str::<Alert>(d).ok()) {
+            let said = |o| document.feedback.iter().filter(|f| f.value == o).count();
+            let (right, wrong) = (said(Opinion::Right), said(Opinion::Wrong));
+            all.judged += u64::from(!document.feedback.is_empty());
+            all.right += u64::from(right > wrong);
+            all.wrong += u64::from(wrong > right);
+        }
+        let n = all.right + all.wrong;
+        all.positive_predictive_value = (n > 0).then(|| all.right as f64 / n as f64);
+        Ok(all)
+    }
+
+    /// A new broker may have forgotten what it was told: open alerts go out again, same identity, same revision.
+    pub fn requeue_open_alerts(&self) -> Result<(), LedgerError> {
+        self.change(|tx| {
+            for stored in open_alerts(tx)? {
+                let waits: i64 = tx
+                    .query_row(
+                        "SELECT count(*) FROM outbox WHERE alert_id = ?1",
+                        [&stored.document.alert_id],
+                        |r| r.get(0),
+                    )
+                    .map_err(doing("read the outbox"))?;
+                if waits == 0 {
+                    self.enqueue(tx, &stored.document)?;
+                }
+            }
+            tx.execute("UPDATE outbox SET not_before_ms = 0", []).map_err(doing("read the outbox"))?;
+            Ok(())
+        })
+    }
+
+    /// The broker refused it: those behind it come first for a while.
+    pub fn outbox_refused(&self, seq: i64) -> Result<(), LedgerError> {
+        let sql = "UPDATE outbox SET refusals = refusals + 1,
+                   not_before_ms = ?2 + min(?3 << min(refusals, 10), ?4) WHERE seq = ?1";
+        self.lock()
+            .execute(
+                sql,
+                params![seq, integer(self.elapsed_ms()), integer(REFUSED_MIN_MS), integer(REFUSED_MAX_MS)],
+            )
+            .map(|_| ())
+            .map_err(doing("write a refusal"))
+    }
+
+    /// Writes what holds at this transmission into a waiting alert document: times, receipts, mute.
+    pub fn stamp(&self, row: &OutboxRow) -> Result<String, LedgerError> {
+        let Some(alert_id) = row.alert_id.as_ref().filter(|_| !row.payload.is_empty()) else {
+            return Ok(row.payload.clone());
+        };
+        let mut document: Alert = serde_json::from_str(&row.payload).map_err(LedgerError::Document)?;
+        let connection = self.lock();
+        let sql = "SELECT raised_elapsed_ms, next_step_at_ms FROM alerts WHERE alert_id = ?1";
+        let (raised, next): (i64, Option<i64>) = connection
+            .query_row(sql, [alert_id], |r| Ok((r.get(0)?, r.get(1)?)))
+            .map_err(doing("read an alert"))?;
+        let now = self.clock.read();
+        document.age_ms = self.elapsed_ms().saturating_sub(raised.unsigned_abs());
+        document.published_at = clock::rfc3339(now.wall_ms);
+        document.clock.synced = clock::synced();
+        document.timings_ms.verdict_to_publish = now.boot_ms.checked_sub(row.decided_boot_ms);
+        document.escalation.next_in_ms = next.map(|at| at.unsigned_abs().saturating_sub(document.age_ms));
+        document.escalation.muted_until = silenced(&connection, self.elapsed_ms())?.map(|s| s.until);
+        document.receipts = receipts(&connection, alert_id)?;
+        serde_json::to_string(&document).map_err(LedgerError::Document)
+    }
+
+    /// A short code to say on the phone: letters and digits that cannot be mistaken for one another; no two open alerts
+    /// share one.
+    fn spoken_code(&self, tx: &Transaction, uid: &str) -> Result<String, LedgerError> {
+        let taken: BTreeSet<String> =
+            open_alerts(tx)?.into_iter().map(|s| s.document.subject.r#ref).collect();
+        let mut codes =
+            (0u32..).map(|n| spoken(&self.hash(&if n == 0 { uid.to_owned() } else { format!("{uid}#{n}") })));
+        Ok(codes.find(|code| !taken.contains(code)).unwrap_or_default())
+    }
+}
+
+fn spoken(hash: &[u8; 32]) -> String {
+    const LETTERS: &[u8; 20] = b"ACDEFGHJKLMNPRTUVWXY";
+    const DIGITS: &[u8; 8] = b"23456789";
+    let letter = |i: usize| char::from(LETTERS[usize::from(hash[i]) % LETTERS.len()]);
+    let digit = |i: usize| char::from(DIGITS[usize::from(hash[i]) % DIGITS.len()]);
+    format!("{}{}{}-{}{}", letter(20), digit(21), letter(22), digit(23), digit(24))
+}
+
+impl Stored {
+    fn existing(&self) -> Existing {
+        Existing {
+            state: self.document.state,
+            stage: self.document.stage,
+            raised_by: self.raised_by.keys().cloned().collect(),
+            content: self.content.clone(),
+        }
+    }
+
+    fn save(&self, tx: &Transaction) -> Result<(), LedgerError> {
+        let text = |v: serde_json::Value| v.as_str().unwrap_or_default().to_owned();
+        let document = &self.document;
+        tx.execute(
+            "INSERT INTO alerts (study_uid, alert_id, rev, state, stage, raised_by, content, document, raised_ms,
+                 raised_boot_id, raised_boot_ms, raised_elapsed_ms, next_step_at_ms, sent_elapsed_ms, resends,
+                 delivered_elapsed_ms, content_rev, called_unheard)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, '', 0, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
+             ON CONFLICT (study_uid) DO UPDATE SET rev = ?3, state = ?4, stage = ?5, raised_by = ?6, content = ?7,
+                 document = ?8, next_step_at_ms = ?11, sent_elapsed_ms = ?12, resends = ?13,
+                 delivered_elapsed_ms = ?14, content_rev = ?15, called_unheard = ?16",
+            params![
+                self.subject,
+                document.alert_id,
+                integer(document.rev),
+                text(json!(document.state)),
+                stage_text(document.stage),
+                serde_json::to_string(&self.raised_by).map_err(LedgerError::Document)?,
+                self.content,
+                serde_json::to_string(document).map_err(LedgerError::Document)?,
+                integer(self.raised_wall_ms),
+                integer(self.raised_elapsed_ms),
+                self.next_step_at_ms.map(integer),
+                integer(self.sent_elapsed_ms),
+                self.resends,
+                self.delivered_elapsed_ms.map(integer),
+                integer(self.content_rev),
+                self.called_unheard,
+            ],
+        )
+        .map(|_| ())
+        .map_err(doing("write an alert"))
+    }
+}
+
+/// Columns as SQLite gives them; the documents in it are read outside of SQLite's own error type.
+struct Raw(String, String, String, Stored0);
+type Stored0 = (String, i64, i64, Option<i64>, i64, u32, Option<i64>, i64, bool);
+
+fn raw(row: &Row) -> rusqlite::Result<Raw> {
+    let rest = (
+        row.get(3)?,
+        row.get(4)?,
+        row.get(5)?,
+        row.get(6)?,
+        row.get(7)?,
+        row.get(8)?,
+        row.get(9)?,
+        row.get(10)?,
+        row.get(11)?,
+    );
+    Ok(Raw(row.get(0)?, row.get(1)?, row.get(2)?, rest))
+}
+
+impl Raw {
+    fn read(self) -> Result<Stored, LedgerError> {
+        let Raw(subject, document, raised_by, rest) = self;
+        // The first version kept the names of the series only; what they said follows with their next verdict.
+        let raised_by = serde_json::from_str(&raised_by).unwrap_or_default();
+        let (content, raised, raised_elapsed, next, sent, resends, delivered, content_rev, called_unheard) =
+            rest;
+        Ok(Stored {
+            subject,
+            document: serde_json::from_str(&document).map_err(LedgerError::Document)?,
+            raised_by,
+            content,
+            raised_wall_ms: raised.unsigned_abs(),
+            raised_elapsed_ms: raised_elapsed.unsigned_abs(),
+            next_step_at_ms: next.map(i64::unsigned_abs),
+            sent_elapsed_ms: sent.unsigned_abs(),
+            resends,
+            delivered_elapsed_ms: delivered.map(i64::unsigned_abs),
+            content_rev: content_rev.unsigned_abs(),
+            called_unheard,
+        })
+    }
+}
+
+fn stored(tx: &Transaction, subject: &str) -> Result<Option<Stored>, LedgerError> {
+    let sql = format!("SELECT {COLUMNS} FROM alerts WHERE study_uid = ?1");
+    let row = tx.query_row(&sql, [subject], raw).optional().map_err(doing("read an alert"))?;
+    row.map(Raw::read).transpose()
+}
+
+pub(super) fn stored_by_id(tx: &Transaction, alert_id: &str) -> Result<Option<Stored>, LedgerError> {
+    let sql = format!("SELECT {COLUMNS} FROM alerts WHERE alert_id = ?1");
+    let row = tx.query_row(&sql, [alert_id], raw).optional().map_err(doing("read an alert"))?;
+    row.map(Raw::read).transpose()
+}
+
+fn open_alerts(tx: &Transaction) -> Result<Vec<Stored>, LedgerError> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM alerts WHERE state NOT IN ('resolved', 'withdrawn', 'expired') ORDER BY alert_id"
+    );
+    let mut statement = tx.prepare(&sql).map_err(doing("read open alerts"))?;
+    let rows = statement
+        .query_map([], raw)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(doing("read open alerts"))?;
+    // One that cannot be read must not keep the others from being told.
+    let read = rows.into_iter().filter_map(|row| {
+        let subject = row.1.len();
+        row.read().map_err(|e| log::error!(event = "alert_unreadable", bytes = subject; "a stored alert cannot be read: {e}")).ok()
+    });
+    Ok(read.collect())
+}
+
+fn receipts(connection: &rusqlite::Connection, alert_id: &str) -> Result<Vec<Receipt>, LedgerError> {
+    let sql = "SELECT station, role, stage, rev, at_ms FROM receipts WHERE alert_id = ?1 ORDER BY elapsed_ms, station";
+    let mut statement = connection.prepare(sql).map_err(doing("read receipts"))?;
+    let rows = statement.query_map([alert_id], |r| {
+        Ok(Receipt {
+            station: r.get(0)?,
+            role: r.get(1)?,
+            stage: match r.get::<_, String>(2)?.as_str() {
+                "sounded" => ReceiptStage::Sounded,
+                "displayed" => ReceiptStage::Displayed,
+                _ => ReceiptStage::Received,
+            },
+            rev: r.get::<_, i64>(3)?.unsigned_abs(),
+            at: clock::rfc3339(r.get::<_, i64>(4)?.unsigned_abs()),
+        })
+    });
+    rows.and_then(Iterator::collect).map_err(doing("read receipts"))
+}
+
+fn stage_name(stage: ReceiptStage) -> &'static str {
+    match stage {
+        ReceiptStage::Received => "received",
+        ReceiptStage::Displayed => "displayed",
+        ReceiptStage::Sounded => "sounded",
+    }
+}
+
+fn silenced(connection: &rusqlite::Connection, elapsed_ms: u64) -> Result<Option<Silence>, LedgerError> {
+    let sql = "SELECT kind, author, reason, until_ms FROM silences WHERE until_elapsed_ms > ?1
+               ORDER BY until_elapsed_ms DESC LIMIT 1";
+    let silence = |r: &Row| {
+        Ok(Silence {
+            kind: r.get(0)?,
+            author: r.get(1)?,
+            reason: r.get(2)?,
+            until: clock::rfc3339(r.get::<_, i64>(3)?.unsigned_abs()),
+        })
+    };
+    connection.query_row(sql, [integer(elapsed_ms)], silence).optional().map_err(doing("read silences"))
+}
+
+/// Hash of what is news: while slices still arrive only type, side and urgency; in the end everything.
+fn content(verdict: &Verdict) -> String {
+    let text = match (&verdict.disposition, verdict.stage) {
+        (Disposition::Suspected(f), Stage::Provisional) => {
+            format!("provisional {:?} {:?} {:?}", f.subtypes, f.side, f.tier)
+        }
+        (Disposition::Suspected(f), Stage::Final) => format!(
+            "final {} {:?} {:?} {}",
+            serde_json::to_string(f).unwrap_or_default(),
+            verdict.flags,
+            verdict.scores,
+            verdict.instances
+        ),
+        (other, _) => other.why().map_or_else(String::new, |why| why.code().to_owned()),
+    };
+    hex(&Sha256::digest(text))
+}
+
+#[cfg(test)]
+#[path = "alerts_tests.rs"]
+mod tests;
