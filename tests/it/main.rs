@@ -4,6 +4,7 @@
 //! repository (or `$ICHD_TESTDATA`) where present, and left out with one line where not.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up its peers has failed")]
 
+mod chain;
 mod chaos;
 mod commitment;
 mod enrolment;
@@ -14,6 +15,8 @@ mod peers;
 mod privacy;
 mod refusals;
 mod report;
+mod station;
+mod storm;
 mod testdata;
 mod tls;
 mod wire;

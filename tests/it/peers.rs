@@ -231,7 +231,7 @@ impl Appliance {
             "[site]\nname = \"north\"\ndevice = \"ct-1\"\nprofile = \"assist\"\n[state]\ndirectory = {:?}\n\
              [receive]\nlisten = \"127.0.0.1:0\"\ncalling-ae-titles = [\"CT1\"]\n{}\n\
              [assemble]\nquiet-ms = 400\nquiet-incomplete-ms = 1500\n\
-             [infer]\nmodel = {:?}\ntrusted-keys = [{:?}]\n[alert]\nbroker-port = {}\n",
+             [proof]\ninterval-s = 0\nlimit-s = 15\n[infer]\nmodel = {:?}\ntrusted-keys = [{:?}]\n[alert]\nbroker-port = {}\n",
             self.dir.path(),
             self.extra,
             model(),

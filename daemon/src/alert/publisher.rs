@@ -460,9 +460,6 @@ impl Run {
     ) -> Result<(), LedgerError> {
         let ledger = &self.publisher.ledger;
         let site = ledger.site();
-        if let Some(alert_id) = topic::own_alert(site, topic) {
-            return ledger.proof_echo(alert_id);
-        }
         let parsed = inbound::parse(&topic::root(site), &site.device, topic, &publish.payload);
         let Some((station, document)) = parsed else { return Ok(()) };
         let stations = &self.publisher.stations;
@@ -577,6 +574,11 @@ impl Run {
         }
         if let Some(alert_id) = &row.alert_id {
             log::info!(event = "alert_published", alert_id = alert_id.as_str(); "alert is with the broker");
+            if let Err(error) =
+                tokio::task::block_in_place(|| self.publisher.ledger.proof_at_broker(alert_id))
+            {
+                log::error!(event = "ledger_failed"; "a proof of life could not be written down: {}", crate::chain(&error));
+            }
         }
         self.clear(row);
     }

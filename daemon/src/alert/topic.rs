@@ -36,20 +36,14 @@ pub fn root(site: &Site) -> String {
     format!("ichd/1/{}", site.name)
 }
 
-/// What the daemon listens to: stations' status, receipts and actions for this device, and its own alerts coming back.
-pub fn subscriptions(site: &Site) -> [String; 4] {
+/// What the daemon listens to: stations' status, and receipts and actions for this device.
+pub fn subscriptions(site: &Site) -> [String; 3] {
     let root = root(site);
     [
         format!("{root}/sta/+/status"),
         format!("{root}/sta/+/receipt/{}", site.device),
         format!("{root}/sta/+/action/{}", site.device),
-        alert(site, "+"),
     ]
-}
-
-/// The alert that a document on one of our own alert topics is of.
-pub fn own_alert<'a>(site: &Site, topic: &'a str) -> Option<&'a str> {
-    topic.strip_prefix(&device(site, "alert/"))
 }
 
 /// Where stations answer. A response topic may hold no wildcard: stations put their own name in place of `{station}`.

@@ -352,7 +352,7 @@ fn a_proof_of_life_is_a_test_and_never_a_patient() {
     assert_eq!(house.ledger.open_alert_count().unwrap(), 0);
     let sent = house.drain();
     assert_eq!(sent.len(), 1);
-    house.ledger.proof_echo(&id).unwrap();
+    house.ledger.proof_at_broker(&id).unwrap();
     house.heard(NURSE, &id, ReceiptStage::Received);
     use super::super::proofs::Reached;
     assert_eq!(house.ledger.proof(proof).unwrap().unwrap().reached, Reached::Station);

@@ -22,7 +22,7 @@ pub enum Reached {
     Stored,
     /// Read, and the alert is in the outbox.
     Verdict,
-    /// The broker gave the alert back to us.
+    /// The broker has taken the alert.
     Broker,
     /// A station has it.
     Station,
@@ -98,8 +98,8 @@ impl Ledger {
         })
     }
 
-    /// The broker has given one of our own documents back: if it is a proof's, that far it came.
-    pub fn proof_echo(&self, alert_id: &str) -> Result<(), LedgerError> {
+    /// The broker has taken an alert: if it is a proof's, that far it came.
+    pub fn proof_at_broker(&self, alert_id: &str) -> Result<(), LedgerError> {
         let sql = "SELECT id FROM proofs WHERE alert_id = ?1 AND ended_ms IS NULL";
         let id: Option<i64> = self
             .lock()

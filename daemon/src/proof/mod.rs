@@ -2,7 +2,7 @@
 //! database and broker to a station. On a schedule and on demand.
 //!
 //! ```text
-//!  written down -> C-STORE to our own port -> verdict, alert of kind `test` -> broker gives it back -> station's receipt
+//!  written down -> C-STORE to our own port -> verdict, alert of kind `test` -> broker's PUBACK -> station's receipt
 //! ```
 //!
 //! It succeeds at a station; at the broker only where no station is linked at all. A failure names the link at which
@@ -179,7 +179,7 @@ impl Prover {
             if clock::now() - started > limit {
                 return Ok(Some(match reached {
                     Reached::Begun | Reached::Stored => "reader: no verdict in time".into(),
-                    Reached::Verdict => "broker: the alert did not come back".into(),
+                    Reached::Verdict => "broker: the alert was not taken".into(),
                     Reached::Broker | Reached::Station => "station: no answer in time".into(),
                 }));
             }

@@ -394,9 +394,13 @@ async fn why_an_association_failed_is_said_without_what_it_carried() {
     peer.write_all(&[4, 0, 0, 0, 0, 14, 0, 0, 0, 10, 1, 3]).await.unwrap();
     peer.write_all(b"DOE^JANE").await.unwrap();
     let mut link = upper::Link::new(Box::new(ours), 16_384, Duration::from_secs(60));
-    let Err(refusal) =
-        association::establish(&config(), None, &mut link, association::Way { is_secure: false, is_own: false })
-            .await
+    let Err(refusal) = association::establish(
+        &config(),
+        None,
+        &mut link,
+        association::Way { is_secure: false, is_own: false },
+    )
+    .await
     else {
         panic!("associated")
     };

@@ -21,9 +21,11 @@ def bce(logits, labels, smooth: float = 0.02):
     return (loss * CLASS_WEIGHT).mean()
 
 
-def train_base(slices, minutes: float, out: Path, rng, generator, batch: int = 24, lr: float = 2e-3):
+def train_base(slices, minutes: float, out: Path, rng, generator, weights=None, batch: int = 24, lr: float = 2e-3):
     """One-cycle over a fixed wall time, so that the result fits the machine; exponential moving average of weights."""
     net = Base().to(memory_format=torch.channels_last)
+    if weights:
+        net.load_state_dict(weights)
     mean = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998), use_buffers=True)
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.02)
     start, step, running = time.time(), 0, 0.0
@@ -121,6 +123,7 @@ def main() -> None:
     a.add_argument("--epochs", type=int, default=12, help="for the sequence models")
     a.add_argument("--fold", type=int, help="hold out this fifth of the people instead of the shipped split")
     a.add_argument("--no-generator", action="store_true", help="real heads only")
+    a.add_argument("--resume", action="store_true", help="go on from the base of --out for another --minutes")
     a.add_argument("--sequences-only", action="store_true", help="keep the base of --out")
     a.add_argument("--threads", type=int, default=2)
     a.add_argument("--seed", type=int, default=1)
@@ -139,7 +142,8 @@ def main() -> None:
         net.load_state_dict(torch.load(args.out / "base.pt"))
         net.eval()
     else:
-        net = train_base(data.Slices(train), args.minutes, args.out, rng, generator)
+        weights = torch.load(args.out / "base.pt") if args.resume else None
+        net = train_base(data.Slices(train), args.minutes, args.out, rng, generator, weights)
     s1, s2 = train_sequences(sequences(net, train), args.epochs, rng)
     torch.save({"base": net.state_dict(), "seq1": s1.state_dict(), "seq2": s2.state_dict(),
                 "split": "shipped" if args.fold is None else f"fold {args.fold}"}, args.out / "model.pt")

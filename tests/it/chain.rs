@@ -1,0 +1,127 @@
+//! The alert chain to its end: a station, a named person, and what happens when nobody is there.
+
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::peers::{Appliance, Listener, Mosquitto, Phantom, alone, storescu, wait_until};
+use crate::station::Station;
+
+fn ichd(appliance: &Appliance, args: &[&str]) -> (bool, Value) {
+    let output = Command::new(env!("CARGO_BIN_EXE_ichd"))
+        .args(args)
+        .args(["--json", "--config"])
+        .arg(appliance.config())
+        .output()
+        .unwrap();
+    (output.status.success(), serde_json::from_slice(&output.stdout).unwrap_or(Value::Null))
+}
+
+#[test]
+fn an_alert_ends_at_a_named_person_and_every_station_sees_who() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let (ward, desk) = (
+        Station::on_shift(broker.port, "ward-3", "nurse"),
+        Station::on_shift(broker.port, "desk", "charge_nurse"),
+    );
+    let mut appliance = Appliance::alerts_to(&broker);
+    assert!(storescu(appliance.port, &Phantom::bleed().files, &[]).0);
+    wait_until("the alert is delivered", || {
+        desk.seen(|s| s.alerts.values().any(|a| a["state"] == "delivered" && a["stage"] == "final"))
+    });
+    let id = desk.seen(|s| s.alerts.keys().next().cloned()).unwrap();
+    ward.act(&id, "ack", "Ann", "action-0001");
+    wait_until("the other station sees who has it", || desk.seen(|s| s.alerts[&id]["ack"]["user"] == "Ann"));
+    wait_until("the answer is there", || ward.seen(|s| s.replies.iter().any(|r| r["result"] == "accepted")));
+    desk.act(&id, "ack", "Bob", "action-0002");
+    wait_until("one person has it", || desk.seen(|s| s.replies.iter().any(|r| r["code"] == "taken")));
+    // A restart forgets nothing of it.
+    appliance.kill();
+    appliance.up();
+    ward.act(&id, "ack", "Ann", "action-0001");
+    wait_until("a repetition gets the first answer", || {
+        ward.seen(|s| s.replies.iter().any(|r| r["result"] == "duplicate"))
+    });
+    ward.act(&id, "resolve", "Ann", "action-0003");
+    wait_until("the retained document is purged", || desk.seen(|s| s.purged.contains(&id)));
+    let late = Listener::on(&broker);
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(
+        late.drain().iter().all(|(topic, _)| !topic.contains("/alert/")),
+        "nothing is left for who comes later"
+    );
+    assert_eq!(desk.seen(|s| s.shown[&id]), 1, "shown once");
+    let receipts = desk.seen(|s| s.alerts[&id]["receipts"].as_array().map_or(0, Vec::len));
+    assert_eq!(receipts, 2, "who has it stands in the document");
+}
+
+#[test]
+fn when_nobody_listens_that_is_said_within_its_limit() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let listener = Listener::on(&broker);
+    let appliance = Appliance::alerts_to(&broker);
+    assert!(storescu(appliance.port, &Phantom::bleed().files, &[]).0);
+    let technical = loop {
+        let alert = listener.next("ichd.alert/1");
+        if alert["kind"] == "technical" {
+            break alert;
+        }
+    };
+    assert_eq!(technical["technical"]["code"], "nobody_listening", "{technical}");
+    let (ready, status) = ichd(&appliance, &["status"]);
+    assert!(!ready, "{status}");
+    assert!(status["status"]["reasons"].to_string().contains("no_station_ready"), "{status}");
+}
+
+#[test]
+fn a_proof_of_life_goes_through_the_whole_chain_and_names_the_link_that_is_broken() {
+    let _alone = alone();
+    let mut broker = Mosquitto::start();
+    let station = Station::on_shift(broker.port, "ward-3", "nurse");
+    let appliance = Appliance::alerts_to(&broker);
+    wait_until("the station is known", || ichd(&appliance, &["status"]).1["stations"][0]["name"] == "ward-3");
+    let (proved, answer) = ichd(&appliance, &["alert", "test"]);
+    assert!(proved && answer["proof"]["reached"] == "station", "{answer} {}", appliance.log());
+    assert!(station.seen(|s| s.alerts.values().any(|a| a["kind"] == "test")));
+    let status = ichd(&appliance, &["status"]).1;
+    assert!(status["heartbeat"]["last_proof_age_s"].as_u64().is_some_and(|s| s < 60), "{status}");
+    assert_eq!(status["heartbeat"]["open_alerts"], 0, "a proof is no alert of a patient");
+    assert_eq!(appliance.stored(), 0, "and leaves nothing in the spool");
+    station.leave();
+    wait_until("the station is gone", || {
+        ichd(&appliance, &["status"]).1["stations"]
+            .as_array()
+            .is_some_and(|s| s.iter().all(|s| s["state"] == "offline"))
+    });
+    let (proved, answer) = ichd(&appliance, &["alert", "test"]);
+    assert!(proved && answer["proof"]["reached"] == "broker", "{answer}");
+    broker.down();
+    let text = std::fs::read_to_string(appliance.config()).unwrap();
+    assert!(text.contains("limit-s = 15"), "{text}");
+    let (proved, answer) = ichd(&appliance, &["alert", "test"]);
+    assert!(
+        !proved && answer["proof"]["failure"].as_str().is_some_and(|f| f.starts_with("broker")),
+        "{answer}"
+    );
+}
+
+#[test]
+fn a_silence_has_an_author_and_an_end_and_the_record_goes_on() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let station = Station::on_shift(broker.port, "ward-3", "nurse");
+    let appliance = Appliance::alerts_to(&broker);
+    let silence = ["alert", "silence", "--minutes", "10", "--author", "Ann", "--reason", "scanner test"];
+    assert!(ichd(&appliance, &silence).0);
+    assert!(storescu(appliance.port, &Phantom::bleed().files, &[]).0);
+    wait_until("the alert is there, muted", || {
+        station.seen(|s| s.alerts.values().any(|a| a["escalation"]["muted_until"].is_string()))
+    });
+    assert!(ichd(&appliance, &["alert", "unsilence", "--author", "Ann"]).0);
+    wait_until("it may sound again", || {
+        station.seen(|s| s.alerts.values().any(|a| a["escalation"]["muted_until"].is_null()))
+    });
+}
