@@ -2,6 +2,7 @@
 //! receipts, acts when told to. Over the real broker.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ pub struct Station {
     pub name: String,
     client: Client,
     seen: Arc<Mutex<Seen>>,
+    gone: Arc<AtomicBool>,
+    offline: String,
 }
 
 impl Station {
@@ -44,7 +47,14 @@ impl Station {
         options.set_last_will(LastWill::new(topic.clone(), status("offline"), QoS::AtLeastOnce, true, None));
         let (client, mut connection) = Client::new(options, 10_000);
         let seen = Arc::new(Mutex::new(Seen::default()));
-        let station = Station { name: name.into(), client: client.clone(), seen: seen.clone() };
+        let (gone, offline) = (Arc::new(AtomicBool::new(false)), status("offline"));
+        let station = Station {
+            name: name.into(),
+            client: client.clone(),
+            seen: seen.clone(),
+            gone: gone.clone(),
+            offline,
+        };
         let (ready, name) = (status("ready"), name.to_owned());
         std::thread::spawn(move || {
             for event in connection.iter() {
@@ -61,7 +71,7 @@ impl Station {
                     }
                     Ok(_) => {}
                     // Its test is over, or the broker is down.
-                    Err(_) if Arc::strong_count(&seen) == 1 => return,
+                    Err(_) if Arc::strong_count(&seen) == 1 || gone.load(Ordering::Relaxed) => return,
                     Err(_) => std::thread::sleep(Duration::from_millis(100)),
                 }
             }
@@ -82,7 +92,12 @@ impl Station {
         self.client.publish(topic, QoS::AtLeastOnce, false, action.to_string()).unwrap();
     }
 
+    /// The end of the shift, in order.
     pub fn leave(&self) {
+        self.gone.store(true, Ordering::Relaxed);
+        let topic = format!("ichd/1/north/sta/{}/status", self.name);
+        self.client.publish(topic, QoS::AtLeastOnce, true, self.offline.clone()).unwrap();
+        std::thread::sleep(Duration::from_millis(300));
         let _ = self.client.disconnect();
     }
 }

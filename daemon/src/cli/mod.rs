@@ -61,7 +61,7 @@ enum Command {
 #[derive(Debug, clap::Args)]
 struct ConfigFile {
     /// Configuration file.
-    #[arg(long, default_value = "/etc/ichd/ichd.toml")]
+    #[arg(long, global = true, default_value = "/etc/ichd/ichd.toml")]
     config: PathBuf,
 }
 
