@@ -247,7 +247,7 @@ fn read<T: serde::de::DeserializeOwned>(
 
 fn short(texts: &[&str]) -> Result<(), BadDocument> {
     let long = |t: &&str| t.chars().count() > TEXT_MAX || t.chars().any(char::is_control);
-    if texts.iter().any(|t| long(t)) {
+    if texts.iter().any(long) {
         return Err(BadDocument(format!(
             "a text is longer than {TEXT_MAX} characters, or holds control characters"
         )));

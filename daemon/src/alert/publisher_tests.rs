@@ -307,3 +307,148 @@ async fn mutual_tls_reaches_the_broker_and_a_wrong_ca_does_not() {
     let stranger = House::new(config("other.pem"));
     assert!(!stranger.until(3, |h| h.link().connected).await, "a broker of another CA was believed");
 }
+
+/// A broker that does as it is told: answers every packet but those that `withhold` names, by number of the connection
+/// (from 1) and of the publish on it (from 1). Counts the distinct documents that it has acknowledged.
+struct Scripted {
+    port: u16,
+    taken: Arc<std::sync::Mutex<std::collections::BTreeSet<String>>>,
+    task: JoinHandle<()>,
+}
+
+impl Scripted {
+    async fn start(greeting: Vec<u8>, withhold: impl Fn(u32, u32) -> bool + Send + Sync + 'static) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let taken = Arc::<std::sync::Mutex<std::collections::BTreeSet<String>>>::default();
+        let told = taken.clone();
+        let task = tokio::spawn(async move {
+            for connection in 1.. {
+                let (mut socket, _) = listener.accept().await.unwrap();
+                let mut publishes = 0;
+                while let Some((head, body)) = packet(&mut socket).await {
+                    let answer = match head >> 4 {
+                        1 if connection == 1 => [&[0x20, 3, 0, 0, 0][..], &greeting].concat(),
+                        1 => vec![0x20, 3, 0, 0, 0],
+                        8 => vec![0x90, 6, body[0], body[1], 0, 1, 1, 1],
+                        12 => vec![0xd0, 0],
+                        3 if head & 0x06 != 0 => {
+                            publishes += 1;
+                            let n = usize::from(body[0]) << 8 | usize::from(body[1]);
+                            if withhold(connection, publishes) {
+                                continue;
+                            }
+                            told.lock()
+                                .unwrap()
+                                .insert(String::from_utf8_lossy(&body[2..2 + n]).into_owned());
+                            vec![0x40, 2, body[2 + n], body[3 + n]]
+                        }
+                        _ => continue,
+                    };
+                    if socket.write_all(&answer).await.is_err() {
+                        break;
+                    }
+                }
+            }
+        });
+        Scripted { port, taken, task }
+    }
+
+    fn alerts(&self) -> usize {
+        self.taken.lock().unwrap().iter().filter(|topic| topic.contains("/alert/")).count()
+    }
+}
+
+impl Drop for Scripted {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn packet(socket: &mut tokio::net::TcpStream) -> Option<(u8, Vec<u8>)> {
+    let head = socket.read_u8().await.ok()?;
+    let (mut length, mut shift) = (0usize, 0);
+    loop {
+        let byte = socket.read_u8().await.ok()?;
+        length |= usize::from(byte & 0x7f) << shift;
+        shift += 7;
+        if byte & 0x80 == 0 {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    socket.read_exact(&mut body).await.ok()?;
+    Some((head, body))
+}
+
+fn impatient(port: u16) -> config::Alert {
+    config::Alert {
+        broker_port: port,
+        puback_timeout_ms: 400,
+        inbound_bytes_max: 4096,
+        ..config::Alert::default()
+    }
+}
+
+fn many(house: &House, n: u32) {
+    for i in 0..n {
+        let mut v = verdict(1, Stage::Final, Some(0.9));
+        v.study = crate::dicom::StudyUid::parse(&format!("1.2.9.{i}")).unwrap();
+        v.series = crate::dicom::SeriesUid::parse(&format!("1.2.9.{i}.1")).unwrap();
+        let record = Record { decided_wall_ms: clock::wall_ms(), ..Record::default() };
+        house.ledger.record(&v, &record).unwrap();
+    }
+    house.wake.notify_one();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_hangs_is_left_and_nothing_of_it_is_lost() {
+    // On the first connection it takes the status and then says nothing more.
+    let broker = Scripted::start(vec![], |connection, publish| connection == 1 && publish > 1).await;
+    let house = House::new(impatient(broker.port));
+    many(&house, 3);
+    assert!(house.until(20, |h| h.ledger.outbox_depth().unwrap() == 0).await, "{:?}", house.link());
+    assert_eq!(broker.alerts(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_packet_identifier_that_stays_taken_stops_nobody() {
+    // The first publish of every connection is never acknowledged; the identifiers come round after a hundred.
+    let broker = Scripted::start(vec![], |_, publish| publish == 1).await;
+    let house = House::new(impatient(broker.port));
+    many(&house, 130);
+    assert!(house.until(60, |h| h.ledger.outbox_depth().unwrap() == 0).await, "{:?}", house.link());
+    assert_eq!(broker.alerts(), 130);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_inbound_packet_above_our_limit_costs_a_connection_and_no_alert() {
+    let topic = "ichd/1/north/sta/ward-3/receipt/ct-1";
+    let body_bytes = 100_000usize;
+    let length = 2 + topic.len() + 1 + body_bytes;
+    let mut huge =
+        vec![0x30, (length & 0x7f) as u8 | 0x80, (length >> 7 & 0x7f) as u8 | 0x80, (length >> 14) as u8];
+    huge.extend([0, topic.len() as u8]);
+    huge.extend(topic.as_bytes());
+    huge.push(0);
+    huge.extend(vec![b' '; body_bytes]);
+    let broker = Scripted::start(huge, |_, _| false).await;
+    let house = House::new(impatient(broker.port));
+    many(&house, 3);
+    assert!(house.until(20, |h| h.ledger.outbox_depth().unwrap() == 0).await, "{:?}", house.link());
+    assert_eq!(broker.alerts(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_request_channel_neither_hangs_nor_loses() {
+    let broker = Scripted::start(vec![], |connection, publish| connection == 1 && publish > 1).await;
+    let house = House::new(config::Alert { puback_timeout_ms: 2_000, ..impatient(broker.port) });
+    assert!(house.until(10, |h| h.link().connected).await);
+    for n in 0..500 {
+        house.links.status.send_modify(|status| status.reasons = vec![format!("reason_{n}")]);
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    many(&house, 3);
+    assert!(house.until(30, |h| h.ledger.outbox_depth().unwrap() == 0).await, "{:?}", house.link());
+    assert_eq!(broker.alerts(), 3);
+}

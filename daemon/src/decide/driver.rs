@@ -61,6 +61,8 @@ struct Judge {
     attempted: HashSet<SeriesUid>,
     /// Series that may not be read again.
     crashed: HashSet<SeriesUid>,
+    /// Verdicts that the database did not take; tried again each second.
+    unrecorded: VecDeque<(SharedVolume, Verdict, Timings)>,
 }
 
 /// Runs until `assemble` hangs up and the reader has answered everything it was given.
@@ -71,6 +73,7 @@ pub async fn run(wiring: Wiring) {
         reading: 0,
         attempted: HashSet::new(),
         crashed: HashSet::new(),
+        unrecorded: VecDeque::new(),
     };
     let mut upstream_open = true;
     while upstream_open || judge.reading > 0 || !judge.waiting.is_empty() {
@@ -85,7 +88,7 @@ pub async fn run(wiring: Wiring) {
                 Some(outcome) => judge.on_outcome(outcome).await,
                 None => return,
             },
-            () = tick => {}
+            () = tick => judge.record_again().await,
         }
         judge.feed_reader();
     }
@@ -170,6 +173,14 @@ impl Judge {
         self.record(&volume, &verdict, timings).await;
     }
 
+    /// In the order in which they were given, so that none overtakes another of its series.
+    async fn record_again(&mut self) {
+        for _ in 0..self.unrecorded.len() {
+            let Some((volume, verdict, timings)) = self.unrecorded.pop_front() else { return };
+            self.record(&volume, &verdict, timings).await;
+        }
+    }
+
     async fn not_analysed(&mut self, volume: &SharedVolume, why: Why) {
         let verdict = decide(volume, Stage::Final, Err(why), &self.wiring.policy);
         self.record(volume, &verdict, Timings::default()).await;
@@ -201,7 +212,12 @@ impl Judge {
                 );
                 self.wiring.wake.notify_one();
             }
-            Err(error) => log::error!(event = "ledger_failed"; "verdict could not be recorded: {error}"),
+            Err(error) => {
+                // The instances are in the spool: even if it never succeeds, the next start reads the series again.
+                log::error!(event = "ledger_failed"; "verdict could not be recorded: {}", crate::chain(&error));
+                self.unrecorded.push_back((volume.clone(), verdict.clone(), timings));
+                return;
+            }
         }
         if verdict.stage == Stage::Provisional {
             return;
