@@ -1,6 +1,7 @@
 //! `ichd-demo`: one quiet head and one bleed over real DICOM, and what a subscriber sees of them.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -84,10 +85,11 @@ async fn demo(args: Args) -> Result<bool, String> {
     };
     let quiet_ok = show("quiet head", &scanner, &quiet, &mut documents).await?;
     let bleed_ok = show("bleed", &scanner, &bleed, &mut documents).await?;
-    let ok = !quiet_ok.alerted
+    let ok = quiet_ok.alerts.is_empty()
         && quiet_ok.disposition == "not_suspected"
-        && bleed_ok.alerted
-        && bleed_ok.disposition == "suspected";
+        && bleed_ok.alerts.len() == 1
+        && bleed_ok.disposition == "suspected"
+        && quiet_ok.study != bleed_ok.study;
     println!(
         "{}",
         if ok { "The bleed raised one alert; the quiet head raised none." } else { "NOT as expected." }
@@ -130,15 +132,19 @@ fn config(state: &Path, broker: SocketAddr, model: &Path) -> Result<Config, Stri
         "[site]\nname = \"demo\"\ndevice = \"ct-1\"\nprofile = \"assist\"\n[state]\ndirectory = {state:?}\n\
          [receive]\nlisten = \"127.0.0.1:0\"\ncalling-ae-titles = [\"DEMO_CT\"]\nfree-bytes-min = 0\n\
          [infer]\nmodel = {model:?}\ntrusted-keys = {keys:?}\n\
-         [alert]\nbroker-host = \"127.0.0.1\"\nbroker-port = {}\n",
+         [proof]\ninterval-s = 0\n[alert]\nbroker-host = \"127.0.0.1\"\nbroker-port = {}\n",
         broker.port()
     );
     Config::parse(&text)
 }
 
 /// What a subscriber saw of one study.
+#[derive(Default)]
 struct Seen {
-    alerted: bool,
+    /// Keyed hash of the study, as its disposition names it.
+    study: String,
+    /// Identities of the alerts of this study.
+    alerts: BTreeSet<String>,
     disposition: String,
 }
 
@@ -160,7 +166,7 @@ async fn show(
         .await;
     println!();
     sent.map_err(|e| e.to_string())?;
-    let mut seen = Seen { alerted: false, disposition: String::new() };
+    let mut seen = Seen::default();
     println!("  {:>8}  last slice stored", "0 ms");
     let deadline = last_slice + PATIENCE;
     // After the disposition, wait a little for an alert revision that may still be on its way.
@@ -171,8 +177,13 @@ async fn show(
         let body = &document.body;
         let at = offset(document.at, last_slice);
         match body["schema"].as_str() {
-            Some("ichd.alert/1") => {
-                seen.alerted = true;
+            Some("ichd.alert/1") if body["kind"] == "finding" => {
+                let study = body["study"]["study_ref"].as_str().unwrap_or("").to_owned();
+                if !seen.study.is_empty() && seen.study != study {
+                    return Err("an alert came that is of another study".into());
+                }
+                seen.study = study;
+                seen.alerts.insert(body["alert_id"].as_str().unwrap_or("").to_owned());
                 println!(
                     "  {at:>8}  ALERT {} rev {}: {}",
                     body["subject"]["ref"].as_str().unwrap_or(""),
@@ -181,6 +192,11 @@ async fn show(
                 );
             }
             Some("ichd.study/1") => {
+                let study = body["study_ref"].as_str().unwrap_or("");
+                if !seen.alerts.is_empty() && seen.study != study {
+                    return Err("the disposition is of another study than the alert".into());
+                }
+                seen.study = study.to_owned();
                 seen.disposition = body["disposition"].as_str().unwrap_or("").to_owned();
                 println!(
                     "  {at:>8}  disposition {}{}",
