@@ -113,9 +113,11 @@ pub enum Due {
     Close,
 }
 
-/// Waits between resends of one revision, ms.
+/// First wait before a revision that was not answered goes out again, ms; doubled up to a minute.
+pub const RESEND_MIN_MS: u64 = 5_000;
+
 fn resend_after_ms(resends: u32) -> u64 {
-    (5_000 << resends.min(4)).min(60_000)
+    (RESEND_MIN_MS << resends.min(4)).min(60_000)
 }
 
 /// The one thing that is due, the gravest first.

@@ -330,11 +330,16 @@ impl Ledger {
         };
         if raised_again {
             self.begin_ladder(stored);
-        } else if priority_rose && stored.document.state == AlertState::Acknowledged {
-            // Whoever took it knew of something less urgent.
+        } else if priority_rose
+            && matches!(
+                stored.document.state,
+                AlertState::Acknowledged | AlertState::Resolved | AlertState::Expired
+            )
+        {
+            // Whoever took it, or was done with it, knew of something less urgent.
             stored.document.state = AlertState::Raised;
             stored.document.ack = None;
-            stored.document.addendum.push("more urgent than when it was acknowledged".into());
+            stored.document.addendum.push("more urgent than when it was taken".into());
             self.begin_ladder(stored);
         }
         self.revise(tx, stored, event, substance, fresh || raised_again || priority_rose)?;
@@ -695,7 +700,7 @@ impl Ledger {
     pub fn tick(&self) -> Result<usize, LedgerError> {
         self.change(|tx| {
             let mut done = 0;
-            for mut stored in open_alerts(tx)? {
+            for mut stored in self.possibly_due(tx)? {
                 let standing = self.standing(tx, &stored)?;
                 let Some(due) = ladder::due(&stored.document, &standing, self.policy.limits) else {
                     continue;
@@ -743,6 +748,16 @@ impl Ledger {
             self.keep_time_now_and_then(tx)?;
             Ok(done)
         })
+    }
+
+    /// Open alerts of which something may be due; a storm of others costs nothing.
+    fn possibly_due(&self, tx: &Transaction) -> Result<Vec<Stored>, LedgerError> {
+        let Limits { receipt_ms, expiry_ms } = self.policy.limits;
+        let condition = "AND (raised_elapsed_ms + next_step_at_ms <= ?1 OR sent_elapsed_ms + ?2 <= ?1
+             OR delivered_elapsed_ms + ?4 <= ?1
+             OR (delivered_elapsed_ms IS NULL AND NOT called_unheard AND raised_elapsed_ms + ?3 <= ?1))";
+        let limits = [self.elapsed_ms(), ladder::RESEND_MIN_MS, receipt_ms, expiry_ms].map(integer);
+        open_alerts_that(tx, condition, &limits)
     }
 
     fn standing(&self, tx: &Transaction, stored: &Stored) -> Result<Standing, LedgerError> {
@@ -1074,12 +1089,17 @@ pub(super) fn stored_by_id(tx: &Transaction, alert_id: &str) -> Result<Option<St
 }
 
 fn open_alerts(tx: &Transaction) -> Result<Vec<Stored>, LedgerError> {
+    open_alerts_that(tx, "", &[])
+}
+
+fn open_alerts_that(tx: &Transaction, condition: &str, values: &[i64]) -> Result<Vec<Stored>, LedgerError> {
     let sql = format!(
-        "SELECT {COLUMNS} FROM alerts WHERE state NOT IN ('resolved', 'withdrawn', 'expired') ORDER BY alert_id"
+        "SELECT {COLUMNS} FROM alerts WHERE state NOT IN ('resolved', 'withdrawn', 'expired') {condition}
+         ORDER BY alert_id"
     );
     let mut statement = tx.prepare(&sql).map_err(doing("read open alerts"))?;
     let rows = statement
-        .query_map([], raw)
+        .query_map(rusqlite::params_from_iter(values), raw)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(doing("read open alerts"))?;
     // One that cannot be read must not keep the others from being told.

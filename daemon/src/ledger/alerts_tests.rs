@@ -331,6 +331,21 @@ fn a_more_urgent_series_is_heard_and_what_it_said_goes_with_it() {
 }
 
 #[test]
+fn what_was_done_with_comes_back_only_if_it_is_more_urgent() {
+    let house = House::new();
+    let mut routine = verdict(1, Stage::Final, Some(0.6));
+    let Disposition::Suspected(finding) = &mut routine.disposition else { unreachable!() };
+    finding.tier.priority = 2;
+    let id = house.ledger.record(&routine, &Record::default()).unwrap().alert.unwrap().0;
+    house.act(&id, Verb::Resolve, "Ann", "action-1");
+    routine.instances += 1;
+    house.ledger.record(&routine, &Record::default()).unwrap();
+    assert_eq!(house.now(&id).state, AlertState::Resolved, "a late slice that changes nothing of weight");
+    house.record(1, Stage::Final, Some(0.9)).unwrap();
+    assert_eq!(house.now(&id).state, AlertState::Raised);
+}
+
+#[test]
 fn a_late_slice_takes_nothing_back_by_a_hair() {
     let house = House::new();
     let id = house.raise();
