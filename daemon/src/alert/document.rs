@@ -6,6 +6,7 @@ use super::inbound::{Opinion, ReceiptStage};
 use crate::assemble::Flag;
 use crate::decide::{Finding, NamedScores, Side, Stage};
 use crate::infer::{Class, ModelId};
+use crate::ledger::alerts::Experience;
 
 /// Stands on every alert.
 pub const DISCLAIMER: &str = "Notification of a suspected finding by software, not a diagnosis. The shipped weights \
@@ -380,6 +381,9 @@ pub struct Heartbeat {
     pub infer_ok: bool,
     /// There is room for more.
     pub disk_ok: bool,
+    /// What people said of the alerts of the last seven days.
+    #[serde(default)]
+    pub experience_week: Experience,
 }
 
 impl Default for Heartbeat {
@@ -396,6 +400,7 @@ impl Default for Heartbeat {
             dicom_ok: false,
             infer_ok: false,
             disk_ok: false,
+            experience_week: Experience::default(),
         }
     }
 }

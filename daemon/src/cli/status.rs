@@ -63,8 +63,8 @@ pub fn status(args: &Args) -> Result<(), Failure> {
         if let Some(silence) = &standing.silence {
             println!("{} by {} until {}: {}", silence.kind, silence.author, silence.until, silence.reason);
         }
-        if let Some(value) = standing.experience_week.positive_predictive_value {
-            let e = &standing.experience_week;
+        if let Some(value) = h.experience_week.positive_predictive_value {
+            let e = &h.experience_week;
             println!(
                 "this week      {} right, {} wrong: {:.0} % of judged alerts were right",
                 e.right,

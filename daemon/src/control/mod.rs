@@ -15,7 +15,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::alert::document::{Heartbeat, Status};
 use crate::alert::stations::{StationView, Stations};
-use crate::ledger::alerts::{Experience, Silence};
+use crate::ledger::alerts::Silence;
 use crate::ledger::proofs::Proof;
 use crate::ledger::{Ledger, LedgerError};
 use crate::proof::Wanted;
@@ -63,8 +63,6 @@ pub struct Standing {
     pub last_proof: Option<Proof>,
     /// A silence or maintenance window that is on.
     pub silence: Option<Silence>,
-    /// What people said of the alerts of the last week.
-    pub experience_week: Experience,
 }
 
 /// The answer: one of the fields is set.
@@ -205,7 +203,6 @@ impl Control {
             stations: views.iter().map(json).collect::<Result<_, _>>()?,
             last_proof: self.ledger.last_proof()?,
             silence: self.ledger.silenced()?,
-            experience_week: self.ledger.experience(7)?,
         })
     }
 }

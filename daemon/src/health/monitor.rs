@@ -13,6 +13,7 @@ use crate::alert::stations::Stations;
 use crate::clock;
 use crate::config;
 use crate::ledger::Ledger;
+use crate::ledger::alerts::Experience;
 use crate::spool::free_bytes;
 use crate::tls;
 
@@ -47,6 +48,8 @@ pub async fn run(config: config::Health, mut wiring: Wiring) {
     let silence_max = Duration::from_secs(config.stage_silence_max_s);
     let started = clock::now();
     let mut was_silent: Vec<&'static str> = Vec::new();
+    let mut experience = Experience::default();
+    let mut asked = None;
     loop {
         let silent = wiring.pulses.silent(clock::now(), silence_max);
         if silent.is_empty() {
@@ -57,7 +60,12 @@ pub async fn run(config: config::Health, mut wiring: Wiring) {
             was_silent.clone_from(&silent);
         }
         let disk_ok = free_bytes(&wiring.state_directory).is_none_or(|free| free > wiring.free_bytes_min);
-        wiring.publish(&silent, disk_ok, started);
+        // It changes by the hour and costs a walk over a week of alerts.
+        if asked.is_none_or(|at| clock::now() - at > Duration::from_secs(60)) {
+            asked = Some(clock::now());
+            experience = tokio::task::block_in_place(|| wiring.ledger.experience(7)).unwrap_or(experience);
+        }
+        wiring.publish(&silent, disk_ok, started, experience);
         tokio::select! {
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
             changed = wiring.shutdown.changed() => {
@@ -70,7 +78,13 @@ pub async fn run(config: config::Health, mut wiring: Wiring) {
 }
 
 impl Wiring {
-    fn publish(&mut self, silent: &[&'static str], disk_ok: bool, started: Instant) {
+    fn publish(
+        &mut self,
+        silent: &[&'static str],
+        disk_ok: bool,
+        started: Instant,
+        experience_week: Experience,
+    ) {
         let mut reasons: Vec<String> = silent.iter().map(|stage| format!("stage_silent:{stage}")).collect();
         if !disk_ok {
             reasons.push("disk_low".into());
@@ -118,6 +132,7 @@ impl Wiring {
             dicom_ok: alive("receive"),
             infer_ok: alive("infer"),
             disk_ok,
+            experience_week,
             ..Heartbeat::default()
         });
     }

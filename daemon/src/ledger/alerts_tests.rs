@@ -189,7 +189,7 @@ fn a_restart_and_a_clock_that_jumps_neither_stop_nor_speed_up_the_ladder() {
 #[test]
 fn a_day_without_a_broker_expires_nothing() {
     let house = House::new();
-    let ids: Vec<String> = (1..=20)
+    let ids: Vec<String> = (1..=200)
         .map(|n| {
             let mut v = verdict(1, Stage::Final, Some(0.9));
             v.study = crate::dicom::StudyUid::parse(&format!("1.2.9.{n}")).unwrap();
