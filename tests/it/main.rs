@@ -7,6 +7,7 @@
 mod chain;
 mod chaos;
 mod commitment;
+mod enhanced;
 mod enrolment;
 mod evidence;
 mod host;

@@ -97,6 +97,7 @@ pub(crate) mod tests {
         let finding = |p| Finding {
             subtypes: vec![Class::Subdural],
             key_sop_uid: SopInstanceUid::parse("1.2.3.4.5").unwrap(),
+            key_frame: None,
             slice_range: [3, 9],
             side: None,
             volume_ml: Some(p),

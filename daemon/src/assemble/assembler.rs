@@ -106,7 +106,7 @@ impl Series {
         let announced = volume.instances().filter_map(|i| i.header.images_in_acquisition).max().unwrap_or(0);
         volume.slices.len() >= suitability::SLICES_MIN
             && !volume.flags.contains(&Flag::MissingSlices)
-            && self.instances.len() >= announced as usize
+            && volume.frames().count() >= announced as usize
     }
 
     fn closes_at(&mut self, series: &SeriesUid, limits: &Limits) -> Instant {

@@ -18,9 +18,10 @@ const PARALLEL_COS: f64 = 0.9999;
 const UPRIGHT_COS: f64 = 0.99985;
 
 /// Places the instances of one series. The largest group that shares plane, matrix and pixel spacing becomes the
-/// stack; the rest is `unplaced`.
-pub fn place(study: StudyUid, series: SeriesUid, mut instances: Vec<Instance>) -> Volume {
-    instances.sort_by(|a, b| a.header.sop.cmp(&b.header.sop));
+/// stack; the rest is `unplaced`. An instance with frames of its own counts as that many slices.
+pub fn place(study: StudyUid, series: SeriesUid, instances: Vec<Instance>) -> Volume {
+    let mut instances: Vec<Instance> = instances.into_iter().flat_map(Instance::into_slices).collect();
+    instances.sort_by_key(|i| i.header.id());
     let mut groups: Vec<Vec<Instance>> = Vec::new();
     let mut unplaced = Vec::new();
     for instance in instances {
@@ -75,7 +76,7 @@ pub fn place(study: StudyUid, series: SeriesUid, mut instances: Vec<Instance>) -
     }
     flags.sort_unstable();
     flags.dedup();
-    unplaced.sort_by(|a, b| a.header.sop.cmp(&b.header.sop));
+    unplaced.sort_by_key(|i| i.header.id());
     Volume { study, series, unplaced, slices: kept, steps_mm, normal, flags, revision: 0 }
 }
 

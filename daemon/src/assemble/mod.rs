@@ -9,6 +9,7 @@ pub mod driver;
 pub mod geometry;
 pub mod study;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -70,9 +71,15 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// Every instance of the series, placed or not.
-    pub fn instances(&self) -> impl Iterator<Item = &Instance> {
+    /// Every slice of the series, placed or not: instances, and single frames of multi-frame ones.
+    pub fn frames(&self) -> impl Iterator<Item = &Instance> {
         self.slices.iter().map(|s| &s.instance).chain(&self.unplaced)
+    }
+
+    /// Every instance of the series once, placed or not.
+    pub fn instances(&self) -> impl Iterator<Item = &Instance> {
+        let mut seen = HashSet::new();
+        self.frames().filter(move |i| i.header.frame.is_none() || seen.insert(&i.header.sop))
     }
 
     /// SHA-256 over the sorted (SOP Instance UID, data set hash) pairs, hex: what was read, whatever order it came in.
@@ -132,6 +139,8 @@ pub(crate) mod testing {
                 rows: 512,
                 columns: 512,
                 frames: 1,
+                per_frame: Arc::default(),
+                frame: None,
                 has_pixels: true,
                 samples_per_pixel: 1,
                 instance_number: Some(index as i32),

@@ -12,7 +12,7 @@ use crate::config;
 use crate::decide::{
     Disposition, Finding, NamedScores, SliceScores, Stage, Verdict, Why, decide, suitability,
 };
-use crate::dicom::{SeriesUid, SopInstanceUid, StudyUid};
+use crate::dicom::{SeriesUid, SliceId, SopInstanceUid, StudyUid};
 use crate::infer::{ModelId, Reader, Reading, SeriesCache, Timings};
 use crate::spool::Instance;
 
@@ -175,9 +175,9 @@ fn judge(
     if let (Some(folder), Ok(reading)) = (&args.png, &reading) {
         // Named by what was read, never by whom.
         let path = folder.join(format!("{}.png", &verdict.input_sha256[..16]));
-        let of = |sop: &SopInstanceUid| volume.slices.iter().find(|s| s.instance.header.sop == *sop);
+        let of = |id: &SliceId| volume.slices.iter().find(|s| s.instance.header.id() == *id);
         let planes: Result<Vec<_>, _> =
-            reading.slices.iter().filter_map(|s| of(&s.sop)).map(|s| reader.picture(s)).collect();
+            reading.slices.iter().filter_map(|s| of(&s.slice)).map(|s| reader.picture(s)).collect();
         std::fs::create_dir_all(folder)
             .map_err(|e| e.to_string())
             .and_then(|()| planes.map_err(|e| chain(&e)))

@@ -28,7 +28,7 @@ pub fn write(
     let mut pixels = vec![0u8; width * height * 3];
     for (i, plane) in planes.iter().enumerate() {
         let frame = finding.and_then(|f| match &reading.slices[i] {
-            s if s.sop == f.key_sop_uid => Some(RED),
+            s if s.slice == f.key() => Some(RED),
             _ if (f.slice_range[0]..=f.slice_range[1]).contains(&i) => Some(AMBER),
             _ => None,
         });

@@ -189,7 +189,7 @@ impl Judge {
     async fn record(&mut self, volume: &SharedVolume, verdict: &Verdict, timings: Timings) {
         let study_ref = self.wiring.ledger.reference(verdict.study.as_str());
         let record = Record {
-            shown: blocking(|| self.wiring.privacy.shown(verdict, &study_ref, volume.instances())),
+            shown: blocking(|| self.wiring.privacy.shown(verdict, &study_ref, volume.frames())),
             revision: volume.revision,
             timings,
             acquired_at: volume.instances().find_map(|i| i.header.acquired_at.clone()),

@@ -8,7 +8,7 @@ pub mod suitability;
 use serde::{Deserialize, Serialize};
 
 use crate::assemble::{Flag, Volume};
-use crate::dicom::{SeriesUid, SopInstanceUid, StudyUid};
+use crate::dicom::{SeriesUid, SliceId, SopInstanceUid, StudyUid};
 use crate::infer::{Class, ModelId, Reading, Scores, SliceReading};
 
 /// Why a series was not analysed; the text form is a stable code.
@@ -112,6 +112,9 @@ pub struct Finding {
     pub subtypes: Vec<Class>,
     /// Slice with the highest final `any`.
     pub key_sop_uid: SopInstanceUid,
+    /// Its frame, from 1, where that instance has frames of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_frame: Option<u32>,
     /// First and last slice (0-based, caudal to cranial) of the suspected range.
     pub slice_range: [usize; 2],
     /// Side by the lesion map; `None` if the map shows nothing.
@@ -210,6 +213,9 @@ pub enum Stage {
 pub struct SliceScores {
     /// Which slice.
     pub sop_uid: SopInstanceUid,
+    /// Its frame, from 1, where the instance has frames of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frame: Option<u32>,
     /// Position along the normal, mm.
     pub z_mm: f64,
     /// Base CNN.
@@ -266,7 +272,7 @@ pub fn decide(volume: &Volume, stage: Stage, reading: Result<&Reading, Why>, pol
         scores: reading.map(|r| r.series),
         slices: reading.map_or_else(Vec::new, |r| r.slices.iter().map(SliceScores::from).collect()),
         flags: volume.flags.clone(),
-        instances: volume.slices.len() + volume.unplaced.len(),
+        instances: volume.instances().count(),
         model: reading.map(|r| r.model.clone()),
         input_sha256: volume.input_sha256(),
         program: crate::VERSION.to_owned(),
@@ -283,9 +289,17 @@ impl Policy {
     }
 }
 
+impl Finding {
+    /// What names the key slice.
+    pub fn key(&self) -> SliceId {
+        SliceId { sop: self.key_sop_uid.clone(), frame: self.key_frame }
+    }
+}
+
 impl From<&SliceReading> for SliceScores {
     fn from(s: &SliceReading) -> Self {
-        SliceScores { sop_uid: s.sop.clone(), z_mm: s.z_mm, base: s.base, seq1: s.seq1, fused: s.fused }
+        let SliceId { sop, frame } = s.slice.clone();
+        SliceScores { sop_uid: sop, frame, z_mm: s.z_mm, base: s.base, seq1: s.seq1, fused: s.fused }
     }
 }
 
@@ -318,7 +332,8 @@ fn dispose(volume: &Volume, reading: &Reading, point: &OperatingPoint, tiers: &[
         side: side(left, right, subtypes.first()),
         volume_ml: (left + right > 0.0).then(|| volume_ml(reading, first, last)),
         subtypes,
-        key_sop_uid: key_slice.sop.clone(),
+        key_sop_uid: key_slice.slice.sop.clone(),
+        key_frame: key_slice.slice.frame,
         slice_range: [place_of(volume, &run[0]), place_of(volume, &run[run.len() - 1])],
         tier: tier.map_or_else(
             || Tier { name: "suspected".into(), priority: 1 },
@@ -329,7 +344,7 @@ fn dispose(volume: &Volume, reading: &Reading, point: &OperatingPoint, tiers: &[
 
 /// Thin series are read in part; ranges are given in slices of the series all the same.
 fn place_of(volume: &Volume, slice: &SliceReading) -> usize {
-    volume.slices.iter().position(|s| s.instance.header.sop == slice.sop).unwrap_or(0)
+    volume.slices.iter().position(|s| s.instance.header.id() == slice.slice).unwrap_or(0)
 }
 
 fn side(left_cm2: f32, right_cm2: f32, first: Option<&Class>) -> Option<Side> {
@@ -449,7 +464,7 @@ mod tests {
         let slices = volume.slices.iter().zip(any).map(|(s, &p)| {
             let scores = Scores([p, 0.0, 0.1, 0.0, 0.0, p * subdural]);
             SliceReading {
-                sop: s.instance.header.sop.clone(),
+                slice: s.instance.header.id(),
                 z_mm: s.z_mm,
                 base: scores,
                 seq1: scores,

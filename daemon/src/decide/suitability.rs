@@ -22,12 +22,14 @@ const DERIVED_KINDS: [&str; 9] =
 
 /// Judges by the headers; `slices_max` comes from the configuration.
 pub fn by_headers(volume: &Volume, slices_max: usize) -> Result<(), Why> {
-    let headers = || volume.instances().map(|i| &i.header);
-    if headers().all(|h| h.sop_class == ENHANCED_CT_IMAGE_STORAGE) {
-        return Err(Why::MultiFrame);
-    }
-    if headers().any(|h| h.sop_class != CT_IMAGE_STORAGE || h.modality != "CT") {
+    let headers = || volume.frames().map(|i| &i.header);
+    let is_ct = |class: &str| matches!(class, CT_IMAGE_STORAGE | ENHANCED_CT_IMAGE_STORAGE);
+    if headers().any(|h| !is_ct(&h.sop_class) || h.modality != "CT") {
         return Err(Why::NotCt);
+    }
+    // Frames that their functional groups do not describe cannot be told apart.
+    if headers().any(|h| h.sop_class == ENHANCED_CT_IMAGE_STORAGE && h.frame.is_none()) {
+        return Err(Why::MultiFrame);
     }
     if headers().any(|h| h.image_type.iter().any(|t| t == "LOCALIZER")) {
         return Err(Why::Localizer);

@@ -1,8 +1,8 @@
 //! A bounded walk over a Part 10 file: every declared length is held against the bytes that are really there.
 //!
-//! Only wanted top-level elements of at most [`VALUE_BYTES_MAX`] are kept; the rest is skipped, so a 674-byte file
-//! that declares 3.7 GB costs nothing and is refused. Stops at Pixel Data. Deliberately absent: values inside
-//! sequences, and any trust in a length.
+//! Only wanted top-level elements of at most [`VALUE_BYTES_MAX`] are kept, a few wanted sequences of at most
+//! [`SEQUENCE_BYTES_MAX`]; the rest is skipped, so a 674-byte file that declares 3.7 GB costs nothing and is refused.
+//! Stops at Pixel Data, whose place is noted. Deliberately absent: any trust in a length.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,9 +12,22 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use super::HeaderError;
+use super::nested::{self, Encoding, Item};
 
 /// Largest value that is kept, bytes.
 pub const VALUE_BYTES_MAX: u32 = 64 << 10;
+/// Largest wanted sequence that is kept, bytes; functional groups of 2000 frames have about 4 MiB.
+pub const SEQUENCE_BYTES_MAX: usize = 16 << 20;
+/// Shared Functional Groups Sequence.
+pub const SHARED_GROUPS: Tag = (0x5200, 0x9229);
+/// Per-frame Functional Groups Sequence.
+pub const FRAME_GROUPS: Tag = (0x5200, 0x9230);
+/// Contrast/Bolus Agent Sequence.
+pub const CONTRAST_AGENTS: Tag = (0x0018, 0x0012);
+/// Sequences that are kept where they are wanted; in implicit VR nothing else tells them from other elements.
+const SEQUENCES: [Tag; 3] = [SHARED_GROUPS, FRAME_GROUPS, CONTRAST_AGENTS];
+/// Most fragments of pixel data that are noted.
+const FRAGMENTS_MAX: usize = 1 << 16;
 /// Most that a deflated data set may inflate to, bytes; a few kilobytes can otherwise become terabytes.
 pub const INFLATED_BYTES_MAX: u64 = 512 << 20;
 /// Deepest nesting of sequences.
@@ -36,8 +49,23 @@ pub struct Dataset {
     pub transfer_syntax: String,
     values: BTreeMap<Tag, Vec<u8>>,
     big_endian: bool,
+    explicit: bool,
     /// Whether Pixel Data is present (and complete).
     pub has_pixels: bool,
+    /// Where Pixel Data lies in the file; `None` where it is deflated.
+    pub pixels: Option<PixelPlace>,
+}
+
+/// Bytes of a file: where they start, how many they are.
+pub type Span = (u64, u64);
+
+/// Where Pixel Data lies in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PixelPlace {
+    /// As it is.
+    Native(Span),
+    /// In fragments (PS3.5 A.4); the first one is the offset table.
+    Fragments(Vec<Span>),
 }
 
 impl Dataset {
@@ -56,12 +84,8 @@ impl Dataset {
 
     fn walk(bytes: Box<dyn ReadSeek + '_>, length: u64, wanted: &[Tag]) -> Result<Self, HeaderError> {
         let io = |source| HeaderError::Read { path: "deflated data set".into(), source };
-        let mut walk = Walk {
-            source: Source::Plain(BufReader::with_capacity(16 << 10, bytes)),
-            ahead: Vec::new(),
-            offset: 0,
-            length: Some(length),
-        };
+        let mut walk = Walk::new(Source::Plain(BufReader::with_capacity(16 << 10, bytes)));
+        walk.length = Some(length);
         let FileMeta { transfer_syntax, .. } = walk.file_meta()?;
         let mut encoding = Encoding { explicit: true, big_endian: false };
         match transfer_syntax.as_str() {
@@ -70,7 +94,12 @@ impl Dataset {
             "1.2.840.10008.1.2.1.99" => walk = walk.inflated().map_err(io)?,
             _ => {}
         }
-        let mut dataset = Dataset { transfer_syntax, big_endian: encoding.big_endian, ..Dataset::default() };
+        let mut dataset = Dataset {
+            transfer_syntax,
+            big_endian: encoding.big_endian,
+            explicit: encoding.explicit,
+            ..Dataset::default()
+        };
         walk.top_level(encoding, wanted, &mut dataset)?;
         walk.finish()?;
         Ok(dataset)
@@ -87,6 +116,17 @@ impl Dataset {
     /// Value as it stands in the file; its repertoire is (0008,0005)'s.
     pub fn bytes(&self, tag: Tag) -> Option<&[u8]> {
         self.values.get(&tag).map(Vec::as_slice)
+    }
+
+    /// Whether the data set, and native pixel data with it, is big endian.
+    pub fn is_big_endian(&self) -> bool {
+        self.big_endian
+    }
+
+    /// Items of a sequence that was wanted; none if it is absent, too large or malformed.
+    pub fn items(&self, tag: Tag) -> Vec<Item<'_>> {
+        let encoding = Encoding { explicit: self.explicit, big_endian: self.big_endian };
+        self.values.get(&tag).and_then(|bytes| nested::items(bytes, encoding).ok()).unwrap_or_default()
     }
 
     /// Backslash-separated values, each trimmed.
@@ -118,7 +158,7 @@ pub fn source_ae(path: &Path) -> Result<Option<String>, HeaderError> {
     let file =
         File::open(path).map_err(|source| HeaderError::Read { path: path.display().to_string(), source })?;
     let source = Source::Plain(BufReader::with_capacity(1 << 10, Box::new(file)));
-    Walk { source, ahead: Vec::new(), offset: 0, length: None }.file_meta().map(|meta| meta.source_ae)
+    Walk::new(source).file_meta().map(|meta| meta.source_ae)
 }
 
 /// SHA-256 of the data set bytes of a Part 10 file: what the sender sent, without preamble and file meta.
@@ -126,7 +166,7 @@ pub fn sha256(path: &Path) -> Result<[u8; 32], HeaderError> {
     let io = |source| HeaderError::Read { path: path.display().to_string(), source };
     let file: Box<dyn ReadSeek> = Box::new(File::open(path).map_err(io)?);
     let source = Source::Plain(BufReader::new(file));
-    let mut walk = Walk { source, ahead: Vec::new(), offset: 0, length: None };
+    let mut walk = Walk::new(source);
     walk.file_meta()?;
     let Source::Plain(mut file) = walk.source else { unreachable!("not inflated") };
     file.seek(SeekFrom::Start(walk.offset)).map_err(io)?;
@@ -144,12 +184,6 @@ pub fn sha256(path: &Path) -> Result<[u8; 32], HeaderError> {
 struct FileMeta {
     transfer_syntax: String,
     source_ae: Option<String>,
-}
-
-#[derive(Clone, Copy)]
-struct Encoding {
-    explicit: bool,
-    big_endian: bool,
 }
 
 /// A file, or bytes in memory.
@@ -171,6 +205,8 @@ struct Walk<'a> {
     offset: u64,
     /// Total bytes, where known.
     length: Option<u64>,
+    /// What is taken is also kept here, while a sequence is wanted; `None` again once it is too large.
+    record: Option<Vec<u8>>,
 }
 
 struct Element {
@@ -199,6 +235,12 @@ fn syntax(detail: impl Into<String>) -> HeaderError {
     HeaderError::Syntax { detail: detail.into() }
 }
 
+impl<'a> Walk<'a> {
+    fn new(source: Source<'a>) -> Self {
+        Walk { source, ahead: Vec::new(), offset: 0, length: None, record: None }
+    }
+}
+
 impl Walk<'_> {
     fn inflated(self) -> std::io::Result<Self> {
         let Source::Plain(mut file) = self.source else { return Ok(self) };
@@ -206,7 +248,7 @@ impl Walk<'_> {
         file.seek(SeekFrom::Start(self.offset))?;
         let inflater = flate2::read::DeflateDecoder::new(file).take(INFLATED_BYTES_MAX);
         let source = Source::Inflated(Box::new(BufReader::new(inflater)));
-        Ok(Walk { source, ahead: Vec::new(), offset: 0, length: None })
+        Ok(Walk::new(source))
     }
 
     /// Reads a deflated stream to its end: only there is it known to be whole and within the limit.
@@ -248,6 +290,11 @@ impl Walk<'_> {
     /// Takes `n` bytes, at most as many as [`Walk::buffer`] gave.
     fn consume(&mut self, n: usize) {
         self.offset += n as u64;
+        if let Some(mut record) = self.record.take() {
+            let taken = self.buffer().unwrap_or_default();
+            record.extend_from_slice(taken.get(..n).unwrap_or_default());
+            self.record = Some(record).filter(|record| record.len() <= SEQUENCE_BYTES_MAX);
+        }
         if self.ahead.is_empty() {
             self.source.consume(n);
         } else {
@@ -293,7 +340,7 @@ impl Walk<'_> {
     fn skip(&mut self, length: u64, tag: Tag) -> Result<(), HeaderError> {
         self.require(length, tag)?;
         let mut left = length;
-        if let Source::Plain(r) = &mut self.source {
+        if let (Source::Plain(r), None) = (&mut self.source, &self.record) {
             let peeked = left.min(self.ahead.len() as u64);
             self.ahead.drain(..peeked as usize);
             let step = i64::try_from(left - peeked).map_err(|_| syntax("length beyond any file"))?;
@@ -394,15 +441,28 @@ impl Walk<'_> {
         while !self.at_end() {
             let element = self.element(encoding)?;
             if element.tag == PIXEL_DATA {
-                match element.length {
-                    UNDEFINED => self.fragments(encoding)?,
-                    length => self.skip(u64::from(length), element.tag)?,
-                }
+                let place = match element.length {
+                    UNDEFINED => PixelPlace::Fragments(self.fragments(encoding)?),
+                    length => {
+                        let place = PixelPlace::Native((self.offset, u64::from(length)));
+                        self.skip(u64::from(length), element.tag)?;
+                        place
+                    }
+                };
                 into.has_pixels = true;
+                into.pixels = Some(place).filter(|_| matches!(self.source, Source::Plain(_)));
                 return Ok(());
             }
-            if element.length == UNDEFINED {
-                self.sequence(encoding_within(&element, encoding), 0)?;
+            let is_kept = SEQUENCES.contains(&element.tag) && wanted.contains(&element.tag);
+            if element.length == UNDEFINED || is_kept {
+                self.record = is_kept.then(Vec::new);
+                match element.length {
+                    UNDEFINED => self.sequence(encoding_within(&element, encoding), 0)?,
+                    length => self.skip(u64::from(length), element.tag)?,
+                }
+                if let Some(bytes) = self.record.take() {
+                    into.values.insert(element.tag, bytes);
+                }
             } else if wanted.contains(&element.tag) && element.length <= VALUE_BYTES_MAX {
                 self.require(u64::from(element.length), element.tag)?;
                 let mut value = vec![0; element.length as usize];
@@ -451,12 +511,16 @@ impl Walk<'_> {
     }
 
     /// Encapsulated pixel data (PS3.5 A.4).
-    fn fragments(&mut self, encoding: Encoding) -> Result<(), HeaderError> {
+    fn fragments(&mut self, encoding: Encoding) -> Result<Vec<Span>, HeaderError> {
+        let mut spans = Vec::new();
         loop {
             let item = self.element(encoding)?;
             match (item.tag, item.length) {
-                (SEQUENCE_END, _) => return Ok(()),
-                (ITEM, length) if length != UNDEFINED => self.skip(u64::from(length), item.tag)?,
+                (SEQUENCE_END, _) => return Ok(spans),
+                (ITEM, length) if length != UNDEFINED && spans.len() < FRAGMENTS_MAX => {
+                    spans.push((self.offset, u64::from(length)));
+                    self.skip(u64::from(length), item.tag)?;
+                }
                 _ => return Err(syntax("encapsulated pixel data without a proper fragment")),
             }
         }

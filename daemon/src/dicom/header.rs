@@ -1,9 +1,14 @@
 //! What the stages need to know of one stored instance, without its pixels.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use super::dataset::{Dataset, Tag};
+use super::dataset::{self, Dataset, Tag};
+use super::nested::Item;
 use super::{Phi, SeriesUid, SopInstanceUid, StudyUid, UidError};
+
+/// Most frames that are taken apart; a head has a few hundred.
+const FRAMES_MAX: usize = 4096;
 
 /// Where an image plane lies in the patient (Image Plane Module, PS3.3 C.7.6.2), in patient coordinates (LPS, mm).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -18,7 +23,31 @@ pub struct PlaneGeometry {
     pub pixel_spacing_mm: [f64; 2],
 }
 
-/// One instance as the assembler sees it. Absent or malformed optional attributes are `None`, never a guess.
+/// One frame of a multi-frame image, as its functional groups describe it (PS3.3 C.7.6.16).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Frame {
+    /// Number of the frame in its instance, from 1.
+    pub number: u32,
+    /// How many frames the instance has.
+    pub of: u32,
+    /// Rescale Slope and Intercept of this frame; `None` where the groups have none.
+    pub rescale: Option<[f64; 2]>,
+    geometry: Option<PlaneGeometry>,
+    slice_thickness_mm: Option<f64>,
+    kernel: Option<String>,
+    frame_type: Vec<String>,
+}
+
+/// What names one slice: an instance, or one frame of it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SliceId {
+    /// SOP Instance UID.
+    pub sop: SopInstanceUid,
+    /// Frame number from 1, where the instance has frames of its own.
+    pub frame: Option<u32>,
+}
+
+/// One instance as the assembler sees it, or one frame of it ([`SliceHeader::frame`]). Absent or malformed optional attributes are `None`, never a guess.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SliceHeader {
     /// Study Instance UID.
@@ -35,7 +64,7 @@ pub struct SliceHeader {
     pub modality: String,
     /// Image Type (0008,0008) values, upper case.
     pub image_type: Vec<String>,
-    /// Plane of a single-frame image; `None` if any of its attributes is missing or not a number.
+    /// Plane of a single-frame image or of one frame; `None` if any of its attributes is missing or not a number.
     pub geometry: Option<PlaneGeometry>,
     /// Rows (0028,0010); 0 if absent.
     pub rows: u16,
@@ -43,6 +72,10 @@ pub struct SliceHeader {
     pub columns: u16,
     /// Number of Frames (0028,0008); 1 if absent.
     pub frames: u32,
+    /// Frames that functional groups describe, all of them or none; empty for a single-frame image.
+    pub per_frame: Arc<[Frame]>,
+    /// Which frame of the instance this is the header of; `None` for the instance as a whole.
+    pub frame: Option<Frame>,
     /// Whether Pixel Data (7FE0,0010) is present.
     pub has_pixels: bool,
     /// Samples per Pixel (0028,0002); 1 if absent.
@@ -117,6 +150,7 @@ impl SliceHeader {
 
     fn from_dataset(d: Dataset) -> Result<Self, HeaderError> {
         let upper = |t: Option<String>| t.unwrap_or_default().to_ascii_uppercase();
+        let frames = d.text(tag::FRAMES).and_then(|t| t.parse().ok()).unwrap_or(1);
         Ok(SliceHeader {
             study: uid(&d, tag::STUDY, "StudyInstanceUID", StudyUid::parse)?,
             series: uid(&d, tag::SERIES, "SeriesInstanceUID", SeriesUid::parse)?,
@@ -127,25 +161,102 @@ impl SliceHeader {
             geometry: geometry(&d),
             rows: d.short(tag::ROWS).unwrap_or(0),
             columns: d.short(tag::COLUMNS).unwrap_or(0),
-            frames: d.text(tag::FRAMES).and_then(|t| t.parse().ok()).unwrap_or(1),
+            frames,
+            per_frame: per_frame(&d, frames).into(),
+            frame: None,
             has_pixels: d.has_pixels,
             samples_per_pixel: d.short(tag::SAMPLES).unwrap_or(1),
             instance_number: d.text(tag::INSTANCE_NUMBER).and_then(|t| t.parse().ok()),
             slice_thickness_mm: d.decimal(tag::THICKNESS).filter(|t| *t > 0.0),
             kernel: d.texts(tag::KERNEL).into_iter().next(),
             body_part: d.text(tag::BODY_PART),
-            contrast: d.text(tag::CONTRAST).is_some(),
+            contrast: d.text(tag::CONTRAST).is_some() || !d.items(dataset::CONTRAST_AGENTS).is_empty(),
             lossy: d.text(tag::LOSSY).is_some_and(|t| t == "01") || is_lossy(&d.transfer_syntax),
             images_in_acquisition: d.text(tag::IMAGES_IN_ACQUISITION).and_then(|t| t.parse().ok()),
             acquired_at: d
                 .text(tag::ACQUISITION_DATE)
-                .map(|date| format!("{date}{}", d.text(tag::ACQUISITION_TIME).unwrap_or_default())),
+                .map(|date| format!("{date}{}", d.text(tag::ACQUISITION_TIME).unwrap_or_default()))
+                .or_else(|| d.text(tag::ACQUISITION_DATE_TIME)),
             accession_number: Phi::new(d.text(tag::ACCESSION).unwrap_or_default()),
             patient_id: Phi::new(d.text(tag::PATIENT_ID).unwrap_or_default()),
             patient_name: Phi::new(d.text(tag::PATIENT_NAME).unwrap_or_default()),
             transfer_syntax: d.transfer_syntax,
         })
     }
+}
+
+impl SliceHeader {
+    /// What names this slice.
+    pub fn id(&self) -> SliceId {
+        SliceId { sop: self.sop.clone(), frame: self.frame.as_ref().map(|f| f.number) }
+    }
+
+    /// The header of one frame; `None` where functional groups describe no such frame.
+    pub fn of_frame(&self, number: u32) -> Option<SliceHeader> {
+        let frame = self.per_frame.get((number as usize).checked_sub(1)?)?;
+        let or_common = |own: &[String], common: &[String]| {
+            if own.is_empty() { common.to_vec() } else { own.to_vec() }
+        };
+        Some(SliceHeader {
+            geometry: frame.geometry,
+            slice_thickness_mm: frame.slice_thickness_mm.or(self.slice_thickness_mm),
+            kernel: frame.kernel.clone().or_else(|| self.kernel.clone()),
+            image_type: or_common(&frame.frame_type, &self.image_type),
+            frames: 1,
+            per_frame: Arc::default(),
+            frame: Some(frame.clone()),
+            ..self.clone()
+        })
+    }
+}
+
+/// Plane, rescale and kind of every frame, from its own functional groups or the shared ones; nothing unless all frames
+/// are described.
+fn per_frame(d: &Dataset, frames: u32) -> Vec<Frame> {
+    let groups = d.items(dataset::FRAME_GROUPS);
+    if groups.is_empty() || groups.len() != frames as usize || groups.len() > FRAMES_MAX {
+        return Vec::new();
+    }
+    let shared = d.items(dataset::SHARED_GROUPS);
+    let shared = shared.first();
+    groups
+        .iter()
+        .zip(1..)
+        .map(|(own, number)| {
+            let group = |tag: Tag| own.item(tag).or_else(|| shared.and_then(|s| s.item(tag)));
+            let measures = group(group::PIXEL_MEASURES);
+            let thickness = measures.as_ref().and_then(|m| m.decimals::<1>(tag::THICKNESS));
+            let frame_type = group(group::FRAME_TYPE).and_then(|g| g.text(group::FRAME_TYPE_VALUES));
+            Frame {
+                number,
+                of: frames,
+                rescale: group(group::TRANSFORMATION).and_then(|t| {
+                    let [slope] = t.decimals(group::SLOPE)?;
+                    let [intercept] = t.decimals(group::INTERCEPT)?;
+                    Some([slope, intercept])
+                }),
+                geometry: frame_geometry(group, measures.as_ref()),
+                slice_thickness_mm: thickness.map(|[t]| t).filter(|t| *t > 0.0),
+                kernel: group(group::RECONSTRUCTION)
+                    .and_then(|r| r.text(tag::KERNEL))
+                    .and_then(|k| k.split('\\').next().map(|k| k.trim().to_owned())),
+                frame_type: frame_type
+                    .map(|t| t.split('\\').map(|v| v.trim().to_ascii_uppercase()).collect())
+                    .unwrap_or_default(),
+            }
+        })
+        .collect()
+}
+
+fn frame_geometry<'a>(
+    group: impl Fn(Tag) -> Option<Item<'a>>,
+    measures: Option<&Item>,
+) -> Option<PlaneGeometry> {
+    plane(
+        group(group::ORIENTATION)?.decimals(tag::ORIENTATION)?,
+        measures?.decimals(tag::PIXEL_SPACING)?,
+        group(group::POSITION)?.decimals(tag::POSITION)?,
+    )
 }
 
 fn uid<T>(
@@ -159,14 +270,15 @@ fn uid<T>(
 }
 
 fn geometry(d: &Dataset) -> Option<PlaneGeometry> {
-    let [rx, ry, rz, cx, cy, cz] = d.decimals::<6>(tag::ORIENTATION)?;
-    let pixel_spacing_mm = d.decimals::<2>(tag::PIXEL_SPACING)?;
-    let plane = PlaneGeometry {
-        position_mm: d.decimals::<3>(tag::POSITION)?,
-        row: [rx, ry, rz],
-        column: [cx, cy, cz],
-        pixel_spacing_mm,
-    };
+    plane(d.decimals(tag::ORIENTATION)?, d.decimals(tag::PIXEL_SPACING)?, d.decimals(tag::POSITION)?)
+}
+
+fn plane(
+    [rx, ry, rz, cx, cy, cz]: [f64; 6],
+    pixel_spacing_mm: [f64; 2],
+    position_mm: [f64; 3],
+) -> Option<PlaneGeometry> {
+    let plane = PlaneGeometry { position_mm, row: [rx, ry, rz], column: [cx, cy, cz], pixel_spacing_mm };
     let unit = |v: [f64; 3]| (v.iter().map(|x| x * x).sum::<f64>() - 1.0).abs() < 0.01;
     let plausible = pixel_spacing_mm.iter().all(|s| (0.01..100.0).contains(s));
     (unit(plane.row) && unit(plane.column) && plausible).then_some(plane)
@@ -180,13 +292,29 @@ fn is_lossy(transfer_syntax: &str) -> bool {
     )
 }
 
-mod tag {
+/// Functional groups (PS3.3 C.7.6.16.2, C.8.15.3) and what is in them.
+mod group {
     use super::Tag;
+
+    pub const POSITION: Tag = (0x0020, 0x9113);
+    pub const ORIENTATION: Tag = (0x0020, 0x9116);
+    pub const PIXEL_MEASURES: Tag = (0x0028, 0x9110);
+    pub const TRANSFORMATION: Tag = (0x0028, 0x9145);
+    pub const INTERCEPT: Tag = (0x0028, 0x1052);
+    pub const SLOPE: Tag = (0x0028, 0x1053);
+    pub const RECONSTRUCTION: Tag = (0x0018, 0x9314);
+    pub const FRAME_TYPE: Tag = (0x0018, 0x9329);
+    pub const FRAME_TYPE_VALUES: Tag = (0x0008, 0x9007);
+}
+
+mod tag {
+    use super::{Tag, dataset};
 
     pub const IMAGE_TYPE: Tag = (0x0008, 0x0008);
     pub const SOP_CLASS: Tag = (0x0008, 0x0016);
     pub const SOP: Tag = (0x0008, 0x0018);
     pub const ACQUISITION_DATE: Tag = (0x0008, 0x0022);
+    pub const ACQUISITION_DATE_TIME: Tag = (0x0008, 0x002a);
     pub const ACQUISITION_TIME: Tag = (0x0008, 0x0032);
     pub const ACCESSION: Tag = (0x0008, 0x0050);
     pub const MODALITY: Tag = (0x0008, 0x0060);
@@ -210,7 +338,11 @@ mod tag {
     pub const LOSSY: Tag = (0x0028, 0x2110);
 
     /// Everything a header is made of.
-    pub const WANTED: [Tag; 25] = [
+    pub const WANTED: [Tag; 29] = [
+        dataset::SHARED_GROUPS,
+        dataset::FRAME_GROUPS,
+        dataset::CONTRAST_AGENTS,
+        ACQUISITION_DATE_TIME,
         IMAGE_TYPE,
         SOP_CLASS,
         SOP,

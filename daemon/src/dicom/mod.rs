@@ -10,6 +10,6 @@ mod phi;
 mod uid;
 
 pub use ae::{AeTitle, AeTitleError};
-pub use header::{HeaderError, PlaneGeometry, SliceHeader};
+pub use header::{Frame, HeaderError, PlaneGeometry, SliceHeader, SliceId};
 pub use phi::Phi;
 pub use uid::{SeriesUid, SopInstanceUid, StudyUid, UidError};

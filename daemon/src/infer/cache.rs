@@ -7,21 +7,21 @@ use super::Tissue;
 use super::backend::BaseOutput;
 use super::preprocess::Plane;
 use crate::assemble::{PlacedSlice, Volume};
-use crate::dicom::SopInstanceUid;
+use crate::dicom::SliceId;
 
 /// Planes kept per series, bytes; a plane beyond that is decoded again when it is needed again.
 const PLANES_BYTES_MAX: usize = 48 << 20;
 
 /// A slice with the neighbours it was read with.
-pub(super) type Triple = (SopInstanceUid, SopInstanceUid, SopInstanceUid);
+pub(super) type Triple = (SliceId, SliceId, SliceId);
 
 /// The triple of position `i`; at the ends a slice is its own neighbour.
 pub(super) fn triple(chosen: &[&PlacedSlice], i: usize) -> Triple {
-    (sop(chosen[i.saturating_sub(1)]), sop(chosen[i]), sop(chosen[(i + 1).min(chosen.len() - 1)]))
+    (id(chosen[i.saturating_sub(1)]), id(chosen[i]), id(chosen[(i + 1).min(chosen.len() - 1)]))
 }
 
-pub(super) fn sop(slice: &PlacedSlice) -> SopInstanceUid {
-    slice.instance.header.sop.clone()
+pub(super) fn id(slice: &PlacedSlice) -> SliceId {
+    slice.instance.header.id()
 }
 
 /// One slice on the network's grid and what it is made of.
@@ -35,8 +35,8 @@ pub(super) struct PlaneAndTissue {
 #[derive(Debug, Default)]
 pub(super) struct Ends {
     n_slices: usize,
-    lowest: Option<SopInstanceUid>,
-    highest: Option<SopInstanceUid>,
+    lowest: Option<SliceId>,
+    highest: Option<SliceId>,
     stays: [bool; 2],
 }
 
@@ -44,7 +44,7 @@ impl Ends {
     /// Whether the lowest and the highest slice stayed when the last slice arrived.
     pub fn stay(&mut self, volume: &Volume) -> [bool; 2] {
         if volume.slices.len() != self.n_slices {
-            let [lowest, highest] = [volume.slices.first(), volume.slices.last()].map(|s| s.map(sop));
+            let [lowest, highest] = [volume.slices.first(), volume.slices.last()].map(|s| s.map(id));
             self.stays = [lowest == self.lowest, highest == self.highest];
             (self.n_slices, self.lowest, self.highest) = (volume.slices.len(), lowest, highest);
         }
@@ -56,8 +56,8 @@ impl Ends {
 #[derive(Debug, Default)]
 pub struct SeriesCache {
     /// Only those that a later slice may still need.
-    pub(super) planes: HashMap<SopInstanceUid, Arc<PlaneAndTissue>>,
-    pub(super) tissue: HashMap<SopInstanceUid, Tissue>,
+    pub(super) planes: HashMap<SliceId, Arc<PlaneAndTissue>>,
+    pub(super) tissue: HashMap<SliceId, Tissue>,
     pub(super) base: HashMap<Triple, Arc<BaseOutput>>,
     pub(super) ends: Ends,
 }
@@ -78,7 +78,8 @@ impl SeriesCache {
     /// Holds about so many bytes.
     #[cfg(test)]
     pub(super) fn fill_for_test(&mut self, bytes: usize) {
-        let sop = SopInstanceUid::parse("1.2.3").unwrap_or_else(|e| unreachable!("constant: {e}"));
+        let sop = crate::dicom::SopInstanceUid::parse("1.2.3");
+        let sop = SliceId { sop: sop.unwrap_or_else(|e| unreachable!("constant: {e}")), frame: None };
         let plane = PlaneAndTissue { hu: vec![0.0; bytes / 4], tissue: Tissue::default() };
         self.planes.insert(sop, Arc::new(plane));
     }
@@ -96,11 +97,11 @@ impl SeriesCache {
         let mut kept = HashMap::new();
         let mut bytes = 0;
         for (j, plane) in planes.into_iter().enumerate() {
-            let plane = plane.or_else(|| self.planes.remove(&sop(chosen[j])));
+            let plane = plane.or_else(|| self.planes.remove(&id(chosen[j])));
             if let Some(plane) = plane.filter(|_| wanted(j)) {
                 bytes += 4 * plane.hu.len();
                 if bytes <= PLANES_BYTES_MAX {
-                    kept.insert(sop(chosen[j]), plane);
+                    kept.insert(id(chosen[j]), plane);
                 }
             }
         }

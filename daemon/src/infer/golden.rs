@@ -46,8 +46,8 @@ pub(super) fn prove(reader: &Reader, package: &Package) -> Result<Golden, ModelE
         let header = SliceHeader::parse(bytes).map_err(|e| fault(&e))?;
         let image = hounsfield::decode_bytes(bytes, &header).map_err(|e| fault(&e))?;
         let plane = reader.measured(&image);
-        cache.tissue.insert(header.sop.clone(), plane.tissue);
-        cache.planes.insert(header.sop.clone(), Arc::new(plane));
+        cache.tissue.insert(header.id(), plane.tissue);
+        cache.planes.insert(header.id(), Arc::new(plane));
         let sha256 = Sha256::digest(bytes).into();
         instances.push(Instance { header: Arc::new(header), path: file.into(), sha256 });
     }

@@ -3,12 +3,16 @@
 //! The library decodes; rescale, padding and sign are read here, because a `UN`-typed Rescale Slope "1 " is 49 to a
 //! reader that takes its bytes for a number.
 
+mod frames;
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use dicom_pixeldata::PixelDecoder;
 
-use crate::dicom::dataset::{Dataset, Tag};
+use crate::dicom::dataset::{Dataset, PixelPlace, Span, Tag};
 use crate::dicom::{HeaderError, PlaneGeometry, SliceHeader};
 
 const PHOTOMETRIC: Tag = (0x0028, 0x0004);
@@ -56,41 +60,82 @@ pub enum DecodeError {
     NotASlice(&'static str),
 }
 
-/// Decodes one instance.
+const WANTED: [Tag; 9] = [
+    PHOTOMETRIC,
+    BITS_ALLOCATED,
+    BITS_STORED,
+    HIGH_BIT,
+    PIXEL_REPRESENTATION,
+    PADDING,
+    PADDING_LIMIT,
+    INTERCEPT,
+    SLOPE,
+];
+
+/// Decodes one instance, or the frame of it that the header is of.
 pub fn decode(path: &Path, header: &SliceHeader) -> Result<HuImage, DecodeError> {
-    let read = |source| HeaderError::Read { path: path.display().to_string(), source };
-    decode_bytes(&std::fs::read(path).map_err(read).map_err(DecodeError::Header)?, header)
+    let read = |source| DecodeError::Header(HeaderError::Read { path: path.display().to_string(), source });
+    let Some(frame) = &header.frame else {
+        return decode_bytes(&std::fs::read(path).map_err(read)?, header);
+    };
+    let d = Dataset::read(path, &WANTED).map_err(DecodeError::Header)?;
+    // Of hundreds of megabytes only this frame's.
+    let span = |(offset, length): Span| {
+        let mut file = File::open(path)?;
+        file.seek(SeekFrom::Start(offset))?;
+        let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
+        file.read_exact(&mut bytes)?;
+        Ok(bytes)
+    };
+    let mut scale = Scale::new(&d)?;
+    if let Some([slope, intercept]) = frame.rescale {
+        scale = scale.rescaled(slope, intercept)?;
+    }
+    let decoded = guarded(|| frames::decode(&d, header, frame.number as usize - 1, span))?;
+    image(&d, header, &decoded, &scale)
 }
 
-/// Decodes one instance from the bytes of its file.
+/// Decodes one single-frame instance from the bytes of its file.
 pub fn decode_bytes(bytes: &[u8], header: &SliceHeader) -> Result<HuImage, DecodeError> {
-    const WANTED: [Tag; 9] = [
-        PHOTOMETRIC,
-        BITS_ALLOCATED,
-        BITS_STORED,
-        HIGH_BIT,
-        PIXEL_REPRESENTATION,
-        PADDING,
-        PADDING_LIMIT,
-        INTERCEPT,
-        SLOPE,
-    ];
     let d = Dataset::parse(bytes, &WANTED).map_err(DecodeError::Header)?;
+    let scale = Scale::new(&d)?;
+    let decoded = match &d.pixels {
+        // A frame in several fragments: the library takes each for a frame, and panics over RLE.
+        Some(PixelPlace::Fragments(spans)) if spans.len() > 2 && header.frames == 1 => {
+            let span = |(offset, length): Span| {
+                let end = usize::try_from(offset + length).unwrap_or(usize::MAX);
+                let bytes = bytes.get(offset as usize..end);
+                Ok(bytes.ok_or(std::io::ErrorKind::UnexpectedEof)?.to_vec())
+            };
+            guarded(|| frames::decode(&d, header, 0, span))?
+        }
+        _ => guarded(|| stored_bytes(bytes))?,
+    };
+    image(&d, header, &decoded, &scale)
+}
+
+fn guarded<T>(work: impl FnOnce() -> Result<T, DecodeError>) -> Result<T, DecodeError> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|_| DecodeError::Panicked)?
+}
+
+fn image(
+    d: &Dataset,
+    header: &SliceHeader,
+    decoded: &Decoded,
+    scale: &Scale,
+) -> Result<HuImage, DecodeError> {
     if d.text(PHOTOMETRIC).is_some_and(|p| p != "MONOCHROME2") {
         return Err(DecodeError::NotASlice("photometric interpretation is not MONOCHROME2"));
     }
-    let decoded =
-        catch_unwind(AssertUnwindSafe(|| stored_bytes(bytes))).map_err(|_| DecodeError::Panicked)??;
     let (rows, columns) = (usize::from(header.rows), usize::from(header.columns));
-    let stored = stored_values(&decoded, rows * columns)?;
-    let scale = Scale::new(&d)?;
+    let stored = stored_values(decoded, rows * columns)?;
     let hu = stored.into_iter().map(|raw| scale.hu(raw)).collect();
     let geometry = header.geometry.ok_or(DecodeError::NotASlice("no plane geometry"))?;
     let [row_mm, column_mm] = geometry.pixel_spacing_mm;
     Ok(upright(HuImage { rows, columns, row_mm, column_mm, hu }, &geometry))
 }
 
-/// Decoded pixel data and the bits of one value in it.
+/// Decoded pixel data of one frame and the bits of one value in it.
 struct Decoded {
     bytes: Vec<u8>,
     bits_allocated: u16,
@@ -157,14 +202,20 @@ impl Scale {
         // Some write a negative padding value as unsigned; sixteen bits are sixteen bits.
         let padding =
             |tag| d.short(tag).map(|raw| if signed { i32::from(raw as i16) } else { i32::from(raw) });
-        if !(scale.slope != 0.0 && scale.slope.abs() <= 1e3 && scale.intercept.abs() <= 1e5) {
-            return Err(DecodeError::NotASlice("rescale is out of any range"));
-        }
         scale.padding = padding(PADDING).map(|value| {
             let limit = padding(PADDING_LIMIT).unwrap_or(value);
             (value.min(limit), value.max(limit))
         });
-        Ok(scale)
+        let (slope, intercept) = (scale.slope, scale.intercept);
+        scale.rescaled(slope, intercept)
+    }
+
+    /// The same pixels with another rescale.
+    fn rescaled(self, slope: f64, intercept: f64) -> Result<Self, DecodeError> {
+        if !(slope != 0.0 && slope.abs() <= 1e3 && intercept.abs() <= 1e5) {
+            return Err(DecodeError::NotASlice("rescale is out of any range"));
+        }
+        Ok(Scale { slope, intercept, ..self })
     }
 
     fn hu(&self, raw: u16) -> f32 {

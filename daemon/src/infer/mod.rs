@@ -22,7 +22,7 @@ pub use reader::{ReadError, Reader};
 
 use serde::{Deserialize, Serialize};
 
-use crate::dicom::SopInstanceUid;
+use crate::dicom::SliceId;
 
 /// The RSNA-2019 classes, in the order in which every tensor, document and table holds them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -108,7 +108,7 @@ pub struct LesionArea {
 #[derive(Debug, Clone, PartialEq)]
 pub struct SliceReading {
     /// Which slice.
-    pub sop: SopInstanceUid,
+    pub slice: SliceId,
     /// Position along the slice normal, mm.
     pub z_mm: f64,
     /// Base CNN.

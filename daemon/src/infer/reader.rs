@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use super::backend::tract::Tract;
 use super::backend::{Backend, BaseOutput, SEQ2_COLUMNS};
-use super::cache::{PlaneAndTissue, SeriesCache, sop, triple};
+use super::cache::{PlaneAndTissue, SeriesCache, id, triple};
 use super::hounsfield::{self, DecodeError, HuImage};
 use super::manifest::{Channel, Input, ManifestError};
 use super::package::{ModelError, Package, read_keys};
@@ -189,12 +189,12 @@ impl Reader {
         let slices: Vec<SliceReading> = all
             .iter()
             .map(|&i| SliceReading {
-                sop: sop(chosen[i]),
+                slice: id(chosen[i]),
                 z_mm: chosen[i].z_mm,
                 base: Scores(base[i].probs),
                 seq1: Scores(seq1[i]),
                 fused: Scores(fused[i]),
-                tissue: cache.tissue[&sop(chosen[i])],
+                tissue: cache.tissue[&id(chosen[i])],
                 lesion: self.lesion_area(&base[i].map),
             })
             .collect();
@@ -357,7 +357,7 @@ impl Slots {
         let last = chosen.len().saturating_sub(1);
         let mut slots: Vec<Slot> = (0..chosen.len())
             .map(|j| Slot {
-                plane: cache.planes.get(&sop(chosen[j])).cloned(),
+                plane: cache.planes.get(&id(chosen[j])).cloned(),
                 later: j <= 1 || j + 1 >= last,
                 ..Slot::default()
             })
@@ -426,7 +426,7 @@ impl Slots {
         let mut planes = Vec::with_capacity(chosen.len());
         for (slice, slot) in chosen.iter().zip(slots) {
             if let Some(tissue) = slot.tissue {
-                cache.tissue.insert(sop(slice), tissue);
+                cache.tissue.insert(id(slice), tissue);
             }
             planes.push(slot.plane);
         }

@@ -109,11 +109,11 @@ impl Privacy {
         &self,
         verdict: &Verdict,
         study_ref: &str,
-        mut instances: impl Iterator<Item = &'a Instance>,
+        mut slices: impl Iterator<Item = &'a Instance>,
     ) -> Shown {
         let Disposition::Suspected(finding) = &verdict.disposition else { return Shown::default() };
         let enc = self.keys.as_ref().and_then(|keys| {
-            let key_slice = instances.find(|i| i.header.sop == finding.key_sop_uid)?;
+            let key_slice = slices.find(|i| i.header.id() == finding.key())?;
             self.seal(keys, study_ref, key_slice)
         });
         Shown { location: self.location.clone(), enc }

@@ -69,8 +69,8 @@ fn choose(
     if !offered(trim(&proposed.abstract_syntax)) {
         return (PresentationContextResultReason::AbstractSyntaxNotSupported, INSIGNIFICANT);
     }
-    let is_proposed = |ours: &&&str| proposed.transfer_syntaxes.iter().any(|theirs| trim(theirs) == **ours);
-    match syntax::transfer(trim(&proposed.abstract_syntax)).iter().find(is_proposed) {
+    let is_proposed = |ours: &&str| proposed.transfer_syntaxes.iter().any(|theirs| trim(theirs) == *ours);
+    match syntax::transfer(trim(&proposed.abstract_syntax)).find(is_proposed) {
         Some(chosen) => (PresentationContextResultReason::Acceptance, chosen),
         None => (PresentationContextResultReason::TransferSyntaxesNotSupported, INSIGNIFICANT),
     }

@@ -9,6 +9,8 @@ pub const IMAGES: [&str; 2] = [
     "1.2.840.10008.5.1.4.1.1.2.1", // Enhanced CT Image Storage
 ];
 
+const ENHANCED_CT: &str = IMAGES[1];
+
 /// What else a scanner pushes in a study: accepted, synced, set aside.
 pub const ASIDE: [&str; 14] = [
     "1.2.840.10008.5.1.4.1.1.7",     // Secondary Capture Image
@@ -27,13 +29,16 @@ pub const ASIDE: [&str; 14] = [
     "1.2.840.10008.5.1.4.1.1.104.1", // Encapsulated PDF
 ];
 
+/// Deflated Explicit VR Little Endian.
+pub const DEFLATED: &str = "1.2.840.10008.1.2.1.99";
+
 /// Transfer syntaxes we decode, stated here because features of other crates change their registry behind our back.
 /// The order is ours: uncompressed first, lossless next, what has lost something last.
 pub const TRANSFER: &[&str] = &[
-    "1.2.840.10008.1.2.1",    // Explicit VR Little Endian
-    "1.2.840.10008.1.2",      // Implicit VR Little Endian
-    "1.2.840.10008.1.2.2",    // Explicit VR Big Endian
-    "1.2.840.10008.1.2.1.99", // Deflated Explicit VR Little Endian
+    "1.2.840.10008.1.2.1", // Explicit VR Little Endian
+    "1.2.840.10008.1.2",   // Implicit VR Little Endian
+    "1.2.840.10008.1.2.2", // Explicit VR Big Endian
+    DEFLATED,
     "1.2.840.10008.1.2.4.70", // JPEG Lossless, first-order prediction
     "1.2.840.10008.1.2.4.57", // JPEG Lossless
     "1.2.840.10008.1.2.5",    // RLE Lossless
@@ -50,12 +55,16 @@ pub fn is_offered(class: &str) -> bool {
     class == VERIFICATION || IMAGES.contains(&class) || ASIDE.contains(&class)
 }
 
-/// Transfer syntaxes in which a SOP class is accepted, in our order; what has no pixels needs no compression.
-pub fn transfer(class: &str) -> &'static [&'static str] {
-    match class == VERIFICATION || class == crate::commit::SOP_CLASS {
-        true => &TRANSFER[..2],
-        false => TRANSFER,
-    }
+/// Transfer syntaxes in which a SOP class is accepted, in our order.
+pub fn transfer(class: &str) -> impl Iterator<Item = &'static str> {
+    let is_accepted = move |syntax: &&str| match class {
+        // What has no pixels needs no compression.
+        VERIFICATION | crate::commit::SOP_CLASS => TRANSFER[..2].contains(syntax),
+        // Frames are found by their place in the file, which deflation hides.
+        ENHANCED_CT => *syntax != DEFLATED,
+        _ => true,
+    };
+    TRANSFER.iter().copied().filter(is_accepted)
 }
 
 #[cfg(test)]

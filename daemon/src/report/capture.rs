@@ -22,7 +22,8 @@ const LINE_PX: usize = font::HEIGHT * SCALE_PX + 6;
 pub fn make(making: &Making) -> Result<Option<Dataset>, DecodeError> {
     let Some(finding) = &making.verdict.finding else { return Ok(None) };
     let Some(instance) = making.source.instance(finding.key_sop_uid.as_str()) else { return Ok(None) };
-    let image = hounsfield::decode(&instance.path, &instance.header)?;
+    let Some(slice) = instance.frame(finding.key_frame) else { return Ok(None) };
+    let image = hounsfield::decode(&slice.path, &slice.header)?;
     let picture = draw(&image, &caption(making));
     let (Ok(rows), Ok(columns)) = (u16::try_from(picture.rows), u16::try_from(picture.columns)) else {
         return Err(DecodeError::NotASlice("larger than a secondary capture can be"));

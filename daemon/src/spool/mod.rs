@@ -42,6 +42,22 @@ impl Instance {
         let sha256 = dataset::sha256(&path)?;
         Ok(Instance { header, path, sha256 })
     }
+
+    /// One frame of it; itself without a number. `None` where there is no such frame.
+    pub fn frame(&self, number: Option<u32>) -> Option<Instance> {
+        let Some(number) = number else { return Some(self.clone()) };
+        let header = Arc::new(self.header.of_frame(number)?);
+        Some(Instance { header, ..self.clone() })
+    }
+
+    /// Its slices: the frames of a multi-frame image that describes them, else the instance as it is.
+    pub fn into_slices(self) -> Vec<Instance> {
+        let n_frames = self.header.per_frame.len() as u32;
+        match n_frames {
+            0 => vec![self],
+            _ => (1..=n_frames).filter_map(|number| self.frame(Some(number))).collect(),
+        }
+    }
 }
 
 /// At these the spool refuses aloud.
