@@ -25,6 +25,9 @@ const PADDING_LIMIT: Tag = (0x0028, 0x0121);
 const INTERCEPT: Tag = (0x0028, 0x1052);
 const SLOPE: Tag = (0x0028, 0x1053);
 
+/// Most rows or columns of a slice; CT has 512, 1024 or 2048.
+const SIDE_MAX: u16 = 4096;
+
 /// HU of air, and of pixels that the header calls padding.
 pub const AIR_HU: f32 = -1000.0;
 
@@ -75,43 +78,59 @@ const WANTED: [Tag; 9] = [
 /// Decodes one instance, or the frame of it that the header is of.
 pub fn decode(path: &Path, header: &SliceHeader) -> Result<HuImage, DecodeError> {
     let read = |source| DecodeError::Header(HeaderError::Read { path: path.display().to_string(), source });
-    let Some(frame) = &header.frame else {
+    if header.frame.is_none() {
         return decode_bytes(&std::fs::read(path).map_err(read)?, header);
-    };
+    }
     let d = Dataset::read(path, &WANTED).map_err(DecodeError::Header)?;
     // Of hundreds of megabytes only this frame's.
-    let span = |(offset, length): Span| {
+    decode_frame(&d, header, |(offset, length)| {
         let mut file = File::open(path)?;
         file.seek(SeekFrom::Start(offset))?;
         let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
         file.read_exact(&mut bytes)?;
         Ok(bytes)
-    };
-    let mut scale = Scale::new(&d)?;
-    if let Some([slope, intercept]) = frame.rescale {
-        scale = scale.rescaled(slope, intercept)?;
+    })
+}
+
+/// Decodes one instance, or the frame of it that the header is of, from the bytes of its file.
+pub fn decode_bytes(bytes: &[u8], header: &SliceHeader) -> Result<HuImage, DecodeError> {
+    let d = Dataset::parse(bytes, &WANTED).map_err(DecodeError::Header)?;
+    // A frame in several fragments: the library takes each for a frame, and panics over RLE.
+    let is_split = matches!(&d.pixels, Some(PixelPlace::Fragments(spans)) if spans.len() > 2);
+    if header.frame.is_some() || is_split && header.frames == 1 {
+        return decode_frame(&d, header, |(offset, length)| {
+            let end = usize::try_from(offset + length).unwrap_or(usize::MAX);
+            let bytes = bytes.get(offset as usize..end);
+            Ok(bytes.ok_or(std::io::ErrorKind::UnexpectedEof)?.to_vec())
+        });
     }
-    let decoded = guarded(|| frames::decode(&d, header, frame.number as usize - 1, span))?;
+    check_size(header)?;
+    let scale = Scale::new(&d)?;
+    let decoded = guarded(|| stored_bytes(bytes))?;
     image(&d, header, &decoded, &scale)
 }
 
-/// Decodes one single-frame instance from the bytes of its file.
-pub fn decode_bytes(bytes: &[u8], header: &SliceHeader) -> Result<HuImage, DecodeError> {
-    let d = Dataset::parse(bytes, &WANTED).map_err(DecodeError::Header)?;
-    let scale = Scale::new(&d)?;
-    let decoded = match &d.pixels {
-        // A frame in several fragments: the library takes each for a frame, and panics over RLE.
-        Some(PixelPlace::Fragments(spans)) if spans.len() > 2 && header.frames == 1 => {
-            let span = |(offset, length): Span| {
-                let end = usize::try_from(offset + length).unwrap_or(usize::MAX);
-                let bytes = bytes.get(offset as usize..end);
-                Ok(bytes.ok_or(std::io::ErrorKind::UnexpectedEof)?.to_vec())
-            };
-            guarded(|| frames::decode(&d, header, 0, span))?
-        }
-        _ => guarded(|| stored_bytes(bytes))?,
-    };
-    image(&d, header, &decoded, &scale)
+fn decode_frame(
+    d: &Dataset,
+    header: &SliceHeader,
+    read: impl Fn(Span) -> std::io::Result<Vec<u8>>,
+) -> Result<HuImage, DecodeError> {
+    check_size(header)?;
+    let mut scale = Scale::new(d)?;
+    if let Some([slope, intercept]) = header.frame.as_ref().and_then(|frame| frame.rescale) {
+        scale = scale.rescaled(slope, intercept)?;
+    }
+    let index = header.frame.as_ref().map_or(0, |frame| frame.number as usize - 1);
+    let decoded = guarded(|| frames::decode(d, header, index, read))?;
+    image(d, header, &decoded, &scale)
+}
+
+/// Decoders make room by what the header says before they look at the pixels.
+fn check_size(header: &SliceHeader) -> Result<(), DecodeError> {
+    match header.rows.max(header.columns) <= SIDE_MAX {
+        true => Ok(()),
+        false => Err(DecodeError::NotASlice("more rows or columns than any CT has")),
+    }
 }
 
 fn guarded<T>(work: impl FnOnce() -> Result<T, DecodeError>) -> Result<T, DecodeError> {

@@ -17,7 +17,7 @@ use super::dimse::{
     Status,
 };
 use super::negotiate::{self, Context, Negotiated};
-use super::upper::{Link, Pdu, Rejection, Stream, UpperError};
+use super::upper::{self, Link, Pdu, Rejection, Stream, UpperError};
 use super::{Event, Events, Shared, Titles, refused, syntax};
 use crate::commit::{self, Commitments, Held, message};
 use crate::config;
@@ -62,7 +62,7 @@ pub(super) async fn run(shared: &Shared, guest: Guest, mut shutdown: watch::Rece
     let handshake = Duration::from_millis(config.handshake_timeout_ms);
     let way = Way { is_secure: tls.is_some(), is_own };
     let Some(_permit) = permit else {
-        refused(peer, &Refusal { reason: "too_many", ..Refusal::default() });
+        refused(peer, &Refusal { reason: upper::TOO_MANY.reason, ..Refusal::default() });
         let _ = tokio::time::timeout(handshake, async {
             reject_transient(&mut connect(config, socket, tls).await?).await.map_err(Refusal::from)
         })
@@ -144,7 +144,7 @@ async fn connect(
 /// "Come back later", once the request is in.
 async fn reject_transient(link: &mut Link) -> Result<(), UpperError> {
     link.association_request().await?;
-    link.reject(Rejection::LOCAL_LIMIT).await
+    link.reject(&upper::TOO_MANY).await
 }
 
 /// An association that was accepted.
@@ -187,10 +187,9 @@ pub(super) async fn establish(
             return Err(error.into());
         }
     };
-    if let Some((rejection, reason)) = judge(config, &request, way) {
-        let titles = Titles::of(&request);
+    if let Some(rejection) = judge(config, &request, way) {
         let _ = link.reject(rejection).await;
-        return Err(Refusal { reason, titles, ..Refusal::default() });
+        return Err(Refusal { reason: rejection.reason, titles: Titles::of(&request), ..Refusal::default() });
     }
     let calling = request.calling_ae_title.trim().to_owned();
     let negotiated = negotiate::negotiate(&request, |class| {
@@ -204,13 +203,13 @@ pub(super) async fn establish(
     Ok(Established { calling, contexts })
 }
 
-/// Why a request is rejected, in the standard's words and in the journal's.
-fn judge(config: &config::Receive, request: &AssociationRQ, way: Way) -> Option<(Rejection, &'static str)> {
+/// Whether and why a request is rejected.
+fn judge(config: &config::Receive, request: &AssociationRQ, way: Way) -> Option<&'static Rejection> {
     if request.protocol_version & 1 == 0 {
-        return Some((Rejection::PROTOCOL_VERSION, "protocol_version"));
+        return Some(&upper::PROTOCOL_VERSION);
     }
     if request.application_context_name.trim_end_matches(['\0', ' ']) != negotiate::APPLICATION_CONTEXT {
-        return Some((Rejection::APPLICATION_CONTEXT, "application_context"));
+        return Some(&upper::APPLICATION_CONTEXT);
     }
     match admit::association(
         &request.calling_ae_title,
@@ -220,9 +219,9 @@ fn judge(config: &config::Receive, request: &AssociationRQ, way: Way) -> Option<
         config,
     ) {
         Admission::Accept => None,
-        Admission::UnknownCalling => Some((Rejection::CALLING, "unknown_calling")),
-        Admission::UnknownCalled => Some((Rejection::CALLED, "unknown_called")),
-        Admission::PlaintextRefused => Some((Rejection::NO_REASON, "plaintext_refused")),
+        Admission::UnknownCalling => Some(&upper::UNKNOWN_CALLING),
+        Admission::UnknownCalled => Some(&upper::UNKNOWN_CALLED),
+        Admission::PlaintextRefused => Some(&upper::PLAINTEXT_REFUSED),
     }
 }
 

@@ -34,18 +34,16 @@ impl Status {
     pub const NO_SUCH_INSTANCE: Status = Status(0x0112);
     /// Invalid Argument Value.
     pub const INVALID_ARGUMENT: Status = Status(0x0115);
+    /// Invalid SOP Instance.
+    pub const INVALID_SOP_INSTANCE: Status = Status(0x0117);
+    /// SOP Class Not Supported.
+    pub const SOP_CLASS_NOT_SUPPORTED: Status = Status(0x0122);
     /// No Such Action.
     pub const NO_SUCH_ACTION: Status = Status(0x0123);
-    /// Resource Limitation.
-    pub const RESOURCE_LIMITATION: Status = Status(0x0213);
-    /// Invalid SOP Instance (malformed UID).
-    pub const INVALID_SOP_INSTANCE: Status = Status(0x0117);
-    /// SOP Class Not Supported (on this presentation context).
-    pub const SOP_CLASS_NOT_SUPPORTED: Status = Status(0x0122);
-    /// Not Authorized.
-    pub const NOT_AUTHORIZED: Status = Status(0x0124);
     /// Unrecognized Operation.
     pub const UNRECOGNIZED_OPERATION: Status = Status(0x0211);
+    /// Resource Limitation.
+    pub const RESOURCE_LIMITATION: Status = Status(0x0213);
     /// Refused: Out of Resources.
     pub const OUT_OF_RESOURCES: Status = Status(0xa700);
     /// Error: Data Set Does Not Match SOP Class.
@@ -53,6 +51,57 @@ impl Status {
     /// Error: Cannot Understand.
     pub const CANNOT_UNDERSTAND: Status = Status(0xc000);
 }
+
+/// Every status we answer with: name, to what, when.
+pub const STATUSES: [(Status, &str, &str, &str); 12] = [
+    (Status::SUCCESS, "Success", "everything", "done; of a C-STORE: file and directory are synced"),
+    (
+        Status::PROCESSING_FAILURE,
+        "Processing Failure",
+        "N-ACTION",
+        "spool or database could not be read or written",
+    ),
+    (Status::NO_SUCH_INSTANCE, "No Such SOP Instance", "N-ACTION", "not the well-known instance"),
+    (
+        Status::INVALID_ARGUMENT,
+        "Invalid Argument Value",
+        "N-ACTION",
+        "the data set asks for nothing, or names no UIDs",
+    ),
+    (Status::INVALID_SOP_INSTANCE, "Invalid SOP Instance", "C-STORE", "Affected SOP Instance UID is no UID"),
+    (
+        Status::SOP_CLASS_NOT_SUPPORTED,
+        "SOP Class Not Supported",
+        "C-STORE, N-ACTION",
+        "SOP class differs from the presentation context's",
+    ),
+    (Status::NO_SUCH_ACTION, "No Such Action", "N-ACTION", "another action than Request Storage Commitment"),
+    (
+        Status::UNRECOGNIZED_OPERATION,
+        "Unrecognized Operation",
+        "everything else",
+        "a command that is not served here",
+    ),
+    (Status::RESOURCE_LIMITATION, "Resource Limitation", "N-ACTION", "more than 4 MiB of references"),
+    (
+        Status::OUT_OF_RESOURCES,
+        "Refused: Out of Resources",
+        "C-STORE",
+        "disk low or failing; instance or association larger than allowed",
+    ),
+    (
+        Status::DATA_SET_MISMATCH,
+        "Error: Data Set Does Not Match SOP Class",
+        "C-STORE",
+        "SOP Class or Instance UID of the data set differs from the command",
+    ),
+    (
+        Status::CANNOT_UNDERSTAND,
+        "Error: Cannot Understand",
+        "C-STORE",
+        "the data set is cut, malformed or lacks what identifies it; an image without pixels",
+    ),
+];
 
 /// Why bytes are no command set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

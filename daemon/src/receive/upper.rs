@@ -92,24 +92,62 @@ pub enum Pdu {
     Abort,
 }
 
-/// A-ASSOCIATE-RJ (PS3.8 9.3.4): result, source, reason.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rejection(pub u8, pub u8, pub u8);
-
-impl Rejection {
-    /// Permanent: application context not supported.
-    pub const APPLICATION_CONTEXT: Rejection = Rejection(1, 1, 2);
-    /// Permanent: calling AE title not recognized.
-    pub const CALLING: Rejection = Rejection(1, 1, 3);
-    /// Permanent: called AE title not recognized.
-    pub const CALLED: Rejection = Rejection(1, 1, 7);
-    /// Permanent: protocol version not supported.
-    pub const PROTOCOL_VERSION: Rejection = Rejection(1, 2, 2);
-    /// Permanent, no reason given: this title is not admitted on this connection.
-    pub const NO_REASON: Rejection = Rejection(1, 1, 1);
-    /// Transient: local limit exceeded.
-    pub const LOCAL_LIMIT: Rejection = Rejection(2, 3, 2);
+/// A-ASSOCIATE-RJ (PS3.8 9.3.4).
+#[derive(Debug, PartialEq, Eq)]
+pub struct Rejection {
+    /// Result, source, reason as they go out.
+    pub code: [u8; 3],
+    /// Stable word for the journal.
+    pub reason: &'static str,
+    /// When, for people.
+    pub when: &'static str,
 }
+
+/// More associations than allowed.
+pub const TOO_MANY: Rejection = Rejection {
+    code: [2, 3, 2],
+    reason: "too_many",
+    when: "`receive.associations-max` associations are open (transient: local limit exceeded)",
+};
+/// Another protocol version.
+pub const PROTOCOL_VERSION: Rejection = Rejection {
+    code: [1, 2, 2],
+    reason: "protocol_version",
+    when: "the requestor does not speak protocol version 1 (permanent)",
+};
+/// Another application context.
+pub const APPLICATION_CONTEXT: Rejection = Rejection {
+    code: [1, 1, 2],
+    reason: "application_context",
+    when: "the application context is not DICOM's (permanent)",
+};
+/// Not our title.
+pub const UNKNOWN_CALLED: Rejection = Rejection {
+    code: [1, 1, 7],
+    reason: "unknown_called",
+    when: "the called AE title is not `receive.ae-title` (permanent)",
+};
+/// Not a title we know.
+pub const UNKNOWN_CALLING: Rejection = Rejection {
+    code: [1, 1, 3],
+    reason: "unknown_calling",
+    when: "the calling AE title is not in `receive.calling-ae-titles` (permanent)",
+};
+/// A title that has to come over TLS.
+pub const PLAINTEXT_REFUSED: Rejection = Rejection {
+    code: [1, 1, 1],
+    reason: "plaintext_refused",
+    when: "TLS is configured and the title is not in `receive.tls.plaintext-ae-titles` (permanent, no reason given)",
+};
+/// Every rejection there is.
+pub const REJECTIONS: [&Rejection; 6] = [
+    &TOO_MANY,
+    &PROTOCOL_VERSION,
+    &APPLICATION_CONTEXT,
+    &UNKNOWN_CALLED,
+    &UNKNOWN_CALLING,
+    &PLAINTEXT_REFUSED,
+];
 
 /// One connection, PDU by PDU.
 pub struct Link {
@@ -246,8 +284,8 @@ impl Link {
     }
 
     /// A-ASSOCIATE-RJ, then waits for the peer to close, so that our answer is not lost to a reset.
-    pub async fn reject(&mut self, rejection: Rejection) -> Result<(), UpperError> {
-        let Rejection(result, source, reason) = rejection;
+    pub async fn reject(&mut self, rejection: &Rejection) -> Result<(), UpperError> {
+        let [result, source, reason] = rejection.code;
         self.write(&[0x03, 0, 0, 0, 0, 4, 0, result, source, reason]).await?;
         self.close().await
     }
