@@ -217,4 +217,6 @@ fn accept(
 }
 
 #[cfg(test)]
+mod conformance;
+#[cfg(test)]
 mod tests;
