@@ -155,11 +155,8 @@ fn split(bytes: &[u8], encoding: Encoding, depth: usize) -> Result<(Element, &[u
     }
     let within = element.within(encoding);
     let mut after = rest;
-    loop {
-        match next_item(after, within, depth)? {
-            Some((_, _, next)) => after = next,
-            None => break,
-        }
+    while let Some((_, _, next)) = next_item(after, within, depth)? {
+        after = next;
     }
     let value = &rest[..rest.len() - after.len()];
     // The delimiter itself.
@@ -167,12 +164,11 @@ fn split(bytes: &[u8], encoding: Encoding, depth: usize) -> Result<(Element, &[u
     Ok((element, value, after))
 }
 
-/// The next item of a sequence, its encoding and what follows; `None` at the end.
-fn next_item(
-    bytes: &[u8],
-    encoding: Encoding,
-    depth: usize,
-) -> Result<Option<(&[u8], Encoding, &[u8])>, HeaderError> {
+/// Body of an item, its encoding, what follows it.
+type NextItem<'a> = (&'a [u8], Encoding, &'a [u8]);
+
+/// The next item of a sequence; `None` at the end.
+fn next_item(bytes: &[u8], encoding: Encoding, depth: usize) -> Result<Option<NextItem<'_>>, HeaderError> {
     if bytes.is_empty() {
         return Ok(None);
     }

@@ -257,7 +257,7 @@ struct Receiving {
 /// What becomes of a data set.
 enum Body {
     /// C-STORE: streamed to the spool.
-    Store(Incoming),
+    Store(Box<Incoming>),
     /// N-ACTION: kept, up to a limit.
     Action(Encoding),
     /// Refused, or the data set of a response: nothing.
@@ -340,7 +340,7 @@ impl Session<'_> {
                 Ok(None)
             }
             C_STORE_RQ if command.has_data_set => {
-                let begun = self.begin(&command, negotiated).map(Body::Store);
+                let begun = self.begin(&command, negotiated).map(|incoming| Body::Store(Box::new(incoming)));
                 Ok(Some(Receiving::new(command, context, begun)))
             }
             N_ACTION_RQ if command.has_data_set => {

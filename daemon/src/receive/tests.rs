@@ -244,7 +244,7 @@ async fn one_uid_in_two_series_of_a_study_is_a_conflict() {
             _ => {}
         }
     }
-    assert_eq!(conflicts, [p.series_uid.clone()], "said of the series that has it");
+    assert_eq!(conflicts, std::slice::from_ref(&p.series_uid), "said of the series that has it");
 }
 
 #[tokio::test(flavor = "multi_thread")]
