@@ -9,7 +9,7 @@ use std::path::Path;
 
 /// Inputs per target; a pixel decoder takes a hundred times as long as a parser.
 const INPUTS: u64 = 4_000;
-const INPUTS_PIXELS: u64 = 300;
+const INPUTS_PIXELS: u64 = 4_000;
 const BYTES_MAX: usize = 64 << 10;
 
 /// xorshift64*: small, and the same everywhere.

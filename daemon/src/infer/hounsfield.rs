@@ -3,6 +3,7 @@
 //! The library decodes; rescale, padding and sign are read here, because a `UN`-typed Rescale Slope "1 " is 49 to a
 //! reader that takes its bytes for a number.
 
+mod codestream;
 mod frames;
 
 use std::fs::File;
@@ -12,7 +13,7 @@ use std::path::Path;
 
 use dicom_pixeldata::PixelDecoder;
 
-use crate::dicom::dataset::{Dataset, PixelPlace, Span, Tag};
+use crate::dicom::dataset::{Dataset, Span, Tag};
 use crate::dicom::{HeaderError, PlaneGeometry, SliceHeader};
 
 const PHOTOMETRIC: Tag = (0x0028, 0x0004);
@@ -95,15 +96,14 @@ pub fn decode(path: &Path, header: &SliceHeader) -> Result<HuImage, DecodeError>
 /// Decodes one instance, or the frame of it that the header is of, from the bytes of its file.
 pub fn decode_bytes(bytes: &[u8], header: &SliceHeader) -> Result<HuImage, DecodeError> {
     let d = Dataset::parse(bytes, &WANTED).map_err(DecodeError::Header)?;
-    // A frame in several fragments: the library takes each for a frame, and panics over RLE.
-    let is_split = matches!(&d.pixels, Some(PixelPlace::Fragments(spans)) if spans.len() > 2);
-    if header.frame.is_some() || is_split && header.frames == 1 {
+    if d.pixels.is_some() {
         return decode_frame(&d, header, |(offset, length)| {
             let end = usize::try_from(offset + length).unwrap_or(usize::MAX);
             let bytes = bytes.get(offset as usize..end);
             Ok(bytes.ok_or(std::io::ErrorKind::UnexpectedEof)?.to_vec())
         });
     }
+    // Deflated: the library inflates, within the limit that the walk has held already.
     check_size(header)?;
     let scale = Scale::new(&d)?;
     let decoded = guarded(|| stored_bytes(bytes))?;

@@ -1,10 +1,15 @@
 //! One frame of pixel data, wherever it lies: taken out by its place, decoded as an image of one frame.
+//!
+//! The library is shown one whole frame in one fragment: it takes a fragment for a frame, and panics over a frame of
+//! RLE in two. And only one whose codestream has the size that the header says: a JPEG of 2 KB that calls itself
+//! 60000 x 60000 took 20 GB.
 
 use dicom_core::value::PixelFragmentSequence;
 use dicom_core::{DataElement, PrimitiveValue, VR, dicom_value};
 use dicom_object::{FileMetaTableBuilder, InMemDicomObject};
 use dicom_pixeldata::PixelDecoder;
 
+use super::codestream;
 use super::{BITS_ALLOCATED, BITS_STORED, DecodeError, Decoded, HIGH_BIT, PHOTOMETRIC, PIXEL_REPRESENTATION};
 use crate::dicom::SliceHeader;
 use crate::dicom::dataset::{Dataset, PixelPlace, Span, Tag};
@@ -26,13 +31,16 @@ pub(super) fn decode(
 ) -> Result<Decoded, DecodeError> {
     let failed = |e: std::io::Error| DecodeError::Pixels(e.to_string());
     let bits_allocated = d.short(BITS_ALLOCATED).unwrap_or(16);
+    let n_frames = header.frame.as_ref().map_or(1, |f| f.of as usize);
     match &d.pixels {
         None => Err(DecodeError::NotASlice("the place of a frame is not known")),
         Some(PixelPlace::Native((offset, length))) => {
             let pixels = u64::from(header.rows) * u64::from(header.columns);
             let frame = pixels * u64::from(bits_allocated / 8);
             let start = frame * index as u64;
-            if frame == 0 || start + frame > *length {
+            let all = frame * n_frames as u64;
+            // A native value of odd length is padded to even (PS3.5 8.1.1).
+            if frame == 0 || index >= n_frames || ![all, all + all % 2].contains(length) {
                 return Err(DecodeError::NotASlice(
                     "pixel data has another size than frames by rows by columns",
                 ));
@@ -45,7 +53,6 @@ pub(super) fn decode(
         }
         Some(PixelPlace::Fragments(spans)) => {
             let (table, fragments) = spans.split_first().ok_or(DecodeError::NotASlice("no pixel data"))?;
-            let n_frames = header.frame.as_ref().map_or(1, |f| f.of as usize);
             let own = match fragments.len() {
                 _ if n_frames == 1 => fragments,
                 n if n == n_frames => &fragments[index..=index],
@@ -55,6 +62,7 @@ pub(super) fn decode(
             for span in own {
                 joined.extend(read(*span).map_err(failed)?);
             }
+            codestream::check(&d.transfer_syntax, &joined, header.rows, header.columns)?;
             encapsulated(d, header, joined)
         }
     }
