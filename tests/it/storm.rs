@@ -35,6 +35,7 @@ fn verdict(n: u64) -> Verdict {
     let finding = Finding {
         subtypes: vec![Class::Subdural],
         key_sop_uid: SopInstanceUid::parse("1.2.3.4.5").unwrap(),
+        key_frame: None,
         slice_range: [3, 9],
         side: None,
         volume_ml: None,
