@@ -433,8 +433,10 @@ impl Session<'_> {
         let (status, comment) = match done {
             Ok(()) => (Status::SUCCESS, String::new()),
             Err((status, comment)) => {
+                let is_store = command.field == C_STORE_RQ;
+                let event = if is_store { "store_refused" } else { "command_refused" };
                 log::warn!(
-                    event = "command_refused", association = self.number, field = format!("{:04X}", command.field),
+                    event = event, association = self.number, field = format!("{:04X}", command.field),
                     status = format!("{:04X}", status.0);
                     "refused: {comment}"
                 );
