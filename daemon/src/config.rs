@@ -53,6 +53,9 @@ pub struct Config {
     /// Numbers for a monitor.
     #[serde(default)]
     pub metrics: crate::evidence::metrics::Config,
+    /// The station page.
+    #[serde(default)]
+    pub station: Station,
 }
 
 /// What surfaces may say (design section 8).
@@ -162,7 +165,7 @@ impl ReceiveTls {
     /// The certificate files.
     pub fn files(&self) -> crate::tls::Files {
         crate::tls::Files {
-            ca: self.ca.clone(),
+            ca: Some(self.ca.clone()),
             certificate: self.certificate.clone(),
             key: self.key.clone(),
         }
@@ -432,6 +435,96 @@ impl Default for Health {
     }
 }
 
+/// The station page; off unless `listen` is set.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Station {
+    /// Where to serve the page; nowhere if not set.
+    pub listen: Option<SocketAddr>,
+    /// TLS; may be absent only on loopback.
+    pub tls: Option<StationTls>,
+    /// Anybody who reaches the port may load the page (there is no secret in it; the broker still asks who they are).
+    pub allow_anonymous: bool,
+    /// MQTT over websockets, as the page reaches it: `wss://host:port`.
+    pub broker_url: String,
+    /// Devices whose silence the page alarms; this one if empty.
+    pub devices: Vec<String>,
+}
+
+/// TLS of the station page; all PEM files.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct StationTls {
+    /// Authorities of the stations: who shows no certificate of theirs gets no page.
+    pub ca: Option<PathBuf>,
+    /// Our certificate, with intermediates behind it.
+    pub certificate: PathBuf,
+    /// Our private key.
+    pub key: PathBuf,
+}
+
+impl StationTls {
+    /// The certificate files.
+    pub fn files(&self) -> crate::tls::Files {
+        crate::tls::Files {
+            ca: self.ca.clone(),
+            certificate: self.certificate.clone(),
+            key: self.key.clone(),
+        }
+    }
+}
+
+impl Station {
+    fn validate(&self) -> Result<(), ConfigError> {
+        let bad = |key, problem: &str, mend: &str| {
+            Err(ConfigError::Value { key, problem: problem.into(), mend: mend.into() })
+        };
+        let Some(listen) = self.listen else { return Ok(()) };
+        let leaves = !listen.ip().is_loopback();
+        if leaves && self.tls.is_none() {
+            return bad(
+                "station.tls",
+                "is missing though the page leaves this machine",
+                "add [station.tls] with ca, certificate and key, or listen on 127.0.0.1",
+            );
+        }
+        let anonymous = self.tls.as_ref().is_none_or(|tls| tls.ca.is_none());
+        if leaves && anonymous && !self.allow_anonymous {
+            return bad(
+                "station.tls.ca",
+                "is missing though the page leaves this machine",
+                "set it, or say allow-anonymous = true in [station]",
+            );
+        }
+        // It stands in a header of every answer.
+        let is_url = |prefix| {
+            self.broker_url.strip_prefix(prefix).is_some_and(|rest: &str| {
+                !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_alphanumeric() || b".:-_/[]".contains(&b))
+            })
+        };
+        if !is_url("wss://") && (self.tls.is_some() || !is_url("ws://")) {
+            return bad(
+                "station.broker-url",
+                "is no address of a broker that the page may use",
+                "write wss://host:port, the broker's websockets listener as a station reaches it",
+            );
+        }
+        if !self.devices.iter().all(|d| is_level(d)) {
+            return bad("station.devices", "names what is no topic level", LEVEL_MEND);
+        }
+        Ok(())
+    }
+}
+
+const LEVEL_MEND: &str = "use 1 to 32 lower-case letters, digits and hyphens";
+
+/// A name that may be a level of an MQTT topic.
+fn is_level(s: &str) -> bool {
+    !s.is_empty()
+        && s.len() <= 32
+        && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}
+
 /// Why a configuration cannot be used; exit code 78.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -500,31 +593,19 @@ impl Config {
     pub fn certificates(&self) -> Vec<PathBuf> {
         let dicom = self.receive.tls.as_ref().map(|tls| tls.certificate.clone());
         let broker = self.alert.tls.as_ref().map(|tls| tls.certificate.clone());
-        dicom.into_iter().chain(broker).collect()
+        let page = self.station.tls.as_ref().map(|tls| tls.certificate.clone());
+        dicom.into_iter().chain(broker).chain(page).collect()
     }
 
     fn validate(&self) -> Result<(), ConfigError> {
         let bad = |key, problem: &str, mend: &str| {
             Err(ConfigError::Value { key, problem: problem.into(), mend: mend.into() })
         };
-        let level = |s: &str| {
-            !s.is_empty()
-                && s.len() <= 32
-                && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-        };
-        if !level(&self.site.name) {
-            return bad(
-                "site.name",
-                "is not a topic level",
-                "use 1 to 32 lower-case letters, digits and hyphens",
-            );
+        if !is_level(&self.site.name) {
+            return bad("site.name", "is not a topic level", LEVEL_MEND);
         }
-        if !level(&self.site.device) {
-            return bad(
-                "site.device",
-                "is not a topic level",
-                "use 1 to 32 lower-case letters, digits and hyphens",
-            );
+        if !is_level(&self.site.device) {
+            return bad("site.device", "is not a topic level", LEVEL_MEND);
         }
         if !(4_096..=1 << 20).contains(&self.receive.pdu_bytes_max) {
             return bad("receive.pdu-bytes-max", "is out of range", "choose 4096 to 1048576 bytes");
@@ -611,7 +692,7 @@ impl Config {
         if !(0.0..=0.5).contains(&self.alert.hysteresis) {
             return bad("alert.hysteresis", "is out of range", "choose 0.0 to 0.5");
         }
-        if let Some(name) = self.alert.stations.keys().find(|name| !level(name)) {
+        if let Some(name) = self.alert.stations.keys().find(|name| !is_level(name)) {
             return bad(
                 "alert.stations",
                 &format!("`{name}` is not a topic level"),
@@ -621,7 +702,8 @@ impl Config {
         if self.proof.interval_s != 0 && self.proof.interval_s < 60 {
             return bad("proof.interval-s", "is too short", "use at least 60, or 0 for on demand only");
         }
-        self.chain_policy().map(|_| ())
+        self.chain_policy()?;
+        self.station.validate()
     }
 
     /// The rules of the alert chain.
@@ -779,5 +861,37 @@ mod tests {
         assert!(
             Config::parse("[site]\nname = \"north\"\ndevice = \"ct-1\"\n").unwrap_err().contains("profile")
         );
+    }
+    #[test]
+    fn the_station_page_leaves_the_machine_only_over_mutual_tls() {
+        check("").unwrap();
+        let page = |rest: &str| check(&format!("[station]\nbroker-url = \"wss://box:8884\"\n{rest}"));
+        page("listen = \"127.0.0.1:8443\"\n").unwrap();
+        let refused = page("listen = \"0.0.0.0:8443\"\n").unwrap_err();
+        assert!(refused.contains("add [station.tls]"), "{refused}");
+        let tls = "[station.tls]\ncertificate = \"a\"\nkey = \"b\"\n";
+        let leaves = "listen = \"0.0.0.0:8443\"\n";
+        assert!(page(&format!("{leaves}{tls}")).unwrap_err().contains("station.tls.ca"));
+        page(&format!("{leaves}{tls}ca = \"c\"\n")).unwrap();
+        page(&format!("{leaves}allow-anonymous = true\n{tls}")).unwrap();
+    }
+
+    #[test]
+    fn the_page_is_given_no_broker_it_may_not_use() {
+        let url = |url: &str, tls: &str| {
+            check(&format!("[station]\nlisten = \"127.0.0.1:1\"\nbroker-url = \"{url}\"\n{tls}"))
+        };
+        let tls = "[station.tls]\ncertificate = \"a\"\nkey = \"b\"\n";
+        url("ws://127.0.0.1:9001", "").unwrap();
+        url("wss://[fd00::1]:8884/mqtt", tls).unwrap();
+        for (bad, tls) in [
+            ("", ""),
+            ("mqtts://box", ""),
+            ("ws://box", tls),
+            ("wss://", ""),
+            ("wss://box; script-src *", ""),
+        ] {
+            assert!(url(bad, tls).unwrap_err().contains("station.broker-url"), "{bad}");
+        }
     }
 }

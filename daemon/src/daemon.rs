@@ -19,7 +19,7 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::privacy::{Privacy, PrivacyError};
 use crate::spool::{Spool, SpoolError, SpoolLimits};
 use crate::tls::{Server, TlsError};
-use crate::{alert, assemble, clock, commit, control, decide, evidence, proof, receive, report};
+use crate::{alert, assemble, clock, commit, control, decide, evidence, proof, receive, report, station};
 
 /// Where the daemon listens, once it does.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +28,8 @@ pub struct Addresses {
     pub dicom: SocketAddr,
     /// Storage SCP over TLS.
     pub dicom_tls: Option<SocketAddr>,
+    /// Station page, where there is one.
+    pub station: Option<SocketAddr>,
 }
 
 /// Why the daemon could not start or had to end.
@@ -54,6 +56,9 @@ pub enum RunError {
     /// Certificates of the DICOM side refused.
     #[error("failed to prepare receive.tls")]
     ReceiveTls(#[source] TlsError),
+    /// The station page cannot be served.
+    #[error("failed to prepare the station page")]
+    Station(#[source] station::server::StationError),
     /// A port could not be bound.
     #[error("failed to listen on {address} (receive.listen, receive.tls.listen, metrics.listen)")]
     Bind {
@@ -125,9 +130,11 @@ pub async fn run(
         Some((at, server)) => Some((TcpListener::bind(at).await.map_err(bind(at))?, server)),
         None => None,
     };
+    let page = station::server::bind(&config).await.map_err(RunError::Station)?;
     let addresses = Addresses {
         dicom: plain.local_addr().map_err(bind(address))?,
         dicom_tls: tls.as_ref().and_then(|(listener, _)| listener.local_addr().ok()),
+        station: page.as_ref().map(|page| page.address),
     };
 
     let metrics = match config.metrics.listen {
@@ -226,6 +233,7 @@ pub async fn run(
     };
     let control =
         control::bind(&config.state.directory, control, shutdown.clone()).map_err(RunError::Control)?;
+    let page = page.map(|page| tokio::spawn(page.serve(pulses.register("station"), shutdown.clone())));
     let monitor = tokio::spawn(health::monitor::run(
         config.health.clone(),
         health::monitor::Wiring {
@@ -266,7 +274,7 @@ pub async fn run(
     let _ = ready.send(addresses);
 
     // Serve and drain, upstream first: each stage ends when the one before it has hung up.
-    let stages = vec![
+    let mut stages = vec![
         ("receive", receiver),
         ("commit", committer),
         ("assemble", assembler),
@@ -279,6 +287,7 @@ pub async fn run(
         ("report", reports),
         ("evidence", evidence),
     ];
+    stages.extend(page.map(|page| ("station", page)));
     serve(stages, shutdown, Duration::from_millis(config.health.drain_ms)).await
 }
 

@@ -6,7 +6,7 @@
 //! receive --Instance--> spool --SliceHeader--> assemble --Volume--> infer --Reading--> decide --Verdict--> alert
 //! ```
 //!
-//! Beside the line: `config`, `clock`, `enrol`, `health`, `ledger`. Only [`daemon`] knows every stage.
+//! Beside the line: `config`, `clock`, `enrol`, `health`, `ledger`, `station`. Only [`daemon`] knows every stage.
 #![forbid(unsafe_code)]
 
 pub mod dicom;
@@ -36,6 +36,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod health;
+pub mod station;
 pub mod tls;
 
 pub mod cli;

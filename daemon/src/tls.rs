@@ -22,8 +22,8 @@ const WARNINGS_DAYS: [u64; 3] = [1, 7, 30];
 /// PEM files of one listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Files {
-    /// Authorities whose client certificates are admitted.
-    pub ca: PathBuf,
+    /// Authorities whose client certificates are admitted; without them none is asked for.
+    pub ca: Option<PathBuf>,
     /// Our certificate, with intermediates behind it.
     pub certificate: PathBuf,
     /// Its private key.
@@ -84,8 +84,8 @@ impl Server {
 
 impl Files {
     fn stamp(&self) -> Stamp {
-        [&self.ca, &self.certificate, &self.key].map(|path| {
-            let metadata = std::fs::metadata(path).ok()?;
+        [self.ca.as_ref(), Some(&self.certificate), Some(&self.key)].map(|path| {
+            let metadata = std::fs::metadata(path?).ok()?;
             Some((metadata.modified().ok()?, metadata.len()))
         })
     }
@@ -99,48 +99,53 @@ impl Files {
         rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(|e| bad("certificate", &self.certificate, e.to_string()))?
-            .with_root_certificates(self.roots()?)
+            .with_root_certificates(match &self.ca {
+                Some(ca) => roots(ca)?,
+                None => RootCertStore::empty(),
+            })
             .with_client_auth_cert(chain, key)
             .map_err(|e| bad("key", &self.key, e.to_string()))
-    }
-
-    fn roots(&self) -> Result<RootCertStore, TlsError> {
-        let mut roots = RootCertStore::empty();
-        for authority in certificates("ca", &self.ca)? {
-            let bad = |e: rustls::Error| TlsError { key: "ca", path: self.ca.clone(), detail: e.to_string() };
-            roots.add(authority).map_err(bad)?;
-        }
-        Ok(roots)
     }
 
     fn server_config(&self) -> Result<ServerConfig, TlsError> {
         let bad = |key, path: &Path, detail: String| TlsError { key, path: path.into(), detail };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()?), provider.clone())
-            .build()
-            .map_err(|e| bad("ca", &self.ca, e.to_string()))?;
+        let verifier = match &self.ca {
+            None => None,
+            Some(ca) => {
+                let builder =
+                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca)?), provider.clone());
+                Some(builder.build().map_err(|e| bad("ca", ca, e.to_string()))?)
+            }
+        };
         let chain = certificates("certificate", &self.certificate)?;
         let key =
             PrivateKeyDer::from_pem_file(&self.key).map_err(|e| bad("key", &self.key, e.to_string()))?;
-        ServerConfig::builder_with_provider(provider)
+        let builder = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(|e| bad("certificate", &self.certificate, e.to_string()))?
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(chain, key)
-            .map_err(|error| match error {
-                rustls::Error::InvalidCertificate(_)
-                    if format!("{error}").contains("UnsupportedCertVersion") =>
-                {
-                    let mend =
-                        "is an X.509 version 1 certificate; have it signed with extensions (version 3)";
-                    bad("certificate", &self.certificate, mend.into())
-                }
-                rustls::Error::InvalidCertificate(_) => {
-                    bad("certificate", &self.certificate, error.to_string())
-                }
-                _ => bad("key", &self.key, format!("does not fit the certificate: {error}")),
-            })
+            .map_err(|e| bad("certificate", &self.certificate, e.to_string()))?;
+        let builder = match verifier {
+            Some(verifier) => builder.with_client_cert_verifier(verifier),
+            None => builder.with_no_client_auth(),
+        };
+        builder.with_single_cert(chain, key).map_err(|error| match error {
+            rustls::Error::InvalidCertificate(_) if format!("{error}").contains("UnsupportedCertVersion") => {
+                let mend = "is an X.509 version 1 certificate; have it signed with extensions (version 3)";
+                bad("certificate", &self.certificate, mend.into())
+            }
+            rustls::Error::InvalidCertificate(_) => bad("certificate", &self.certificate, error.to_string()),
+            _ => bad("key", &self.key, format!("does not fit the certificate: {error}")),
+        })
     }
+}
+
+fn roots(ca: &Path) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for authority in certificates("ca", ca)? {
+        let bad = |e: rustls::Error| TlsError { key: "ca", path: ca.into(), detail: e.to_string() };
+        roots.add(authority).map_err(bad)?;
+    }
+    Ok(roots)
 }
 
 fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
@@ -284,7 +289,7 @@ mod tests {
         let at = |name: &str| dir.path().join(name);
         certificate(dir.path(), "a", 100);
         certificate(dir.path(), "b", 200);
-        let files = Files { ca: at("a.crt"), certificate: at("a.crt"), key: at("a.key") };
+        let files = Files { ca: Some(at("a.crt")), certificate: at("a.crt"), key: at("a.key") };
         let server = Server::load(files).unwrap();
         let first = server.config();
         assert!(Arc::ptr_eq(&first, &server.config()), "nothing changed, nothing is loaded");
@@ -302,7 +307,7 @@ mod tests {
         certificate(dir.path(), "a", 100);
         certificate(dir.path(), "b", 100);
         let load = |ca: &str, certificate: &str, key: &str| {
-            let files = Files { ca: at(ca), certificate: at(certificate), key: at(key) };
+            let files = Files { ca: Some(at(ca)), certificate: at(certificate), key: at(key) };
             Server::load(files).map(|_| ()).unwrap_err().to_string()
         };
         assert!(load("none.crt", "a.crt", "a.key").starts_with("ca: "));

@@ -31,6 +31,10 @@ pub fn check(args: &Args) -> Result<(), Failure> {
         crate::tls::Server::load(tls.files())
             .map_err(|e| Failure { code: 78, message: format!("receive.tls.{e}") })?;
     }
+    if let Some(tls) = &config.station.tls {
+        crate::tls::Server::load(tls.files())
+            .map_err(|e| Failure { code: 78, message: format!("station.tls.{e}") })?;
+    }
     let state = &config.state.directory;
     if !state.is_dir() {
         return Err(Failure {

@@ -28,7 +28,8 @@ pub(super) fn run(args: &ConfigFile) -> Result<(), Failure> {
         tokio::spawn(async move {
             if let Ok(addresses) = ready_rx.await {
                 let addresses: daemon::Addresses = addresses;
-                println!("ready dicom={}", addresses.dicom);
+                let page = addresses.station.map_or(String::new(), |address| format!("station={address} "));
+                println!("ready {page}dicom={}", addresses.dicom);
             }
         });
         daemon::run(config, ready_tx, stop_rx).await
@@ -38,7 +39,8 @@ pub(super) fn run(args: &ConfigFile) -> Result<(), Failure> {
         | RunError::Privacy(_)
         | RunError::Bind { .. }
         | RunError::Tls(_)
-        | RunError::ReceiveTls(_) => Failure::config(&error),
+        | RunError::ReceiveTls(_)
+        | RunError::Station(_) => Failure::config(&error),
         _ => Failure::failed(chain(&error)),
     })
 }

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -11,8 +10,9 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use ichd::config::Config;
 use ichd::{clock, daemon};
+use ichd_demo::broker::{self, Broker};
 use ichd_demo::scanner::Scanner;
-use ichd_demo::{broker, subscriber};
+use ichd_demo::subscriber;
 use ichd_phantom::{Bleed, Instance, SeriesOptions, Side};
 use subscriber::Document;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -63,7 +63,7 @@ async fn demo(args: Args) -> Result<bool, String> {
 
     let state = tempfile::tempdir().map_err(|e| e.to_string())?;
     let broker = broker::start().await?;
-    let mut documents = subscriber::start(broker, clock::now);
+    let mut documents = subscriber::start(broker.mqtt, clock::now);
     let config = config(state.path(), broker, &args.model)?;
     let (ready_tx, ready) = oneshot::channel();
     let (stop, stopped) = watch::channel(false);
@@ -75,7 +75,11 @@ async fn demo(args: Args) -> Result<bool, String> {
             return Err(result.err().map_or_else(|| "the daemon ended".into(), |e| ichd::chain(&e)));
         }
     };
-    println!("daemon   DICOM ICHD@{}    broker   MQTT {broker}\n", addresses.dicom);
+    println!("daemon   DICOM ICHD@{}    broker   MQTT {}", addresses.dicom, broker.mqtt);
+    if let Some(page) = addresses.station.filter(|_| args.keep) {
+        println!("page     http://{page}    any station name, then start a shift");
+    }
+    println!();
 
     let scanner = Scanner {
         address: addresses.dicom,
@@ -102,7 +106,7 @@ async fn demo(args: Args) -> Result<bool, String> {
         );
         println!(
             "Listen:                   mosquitto_sub -V 5 -p {} -t 'ichd/1/#' -v      (Ctrl-C ends)",
-            broker.port()
+            broker.mqtt.port()
         );
         let _ = tokio::signal::ctrl_c().await;
     }
@@ -122,7 +126,7 @@ fn scan(what: &str, seed: u64, bleed: Bleed) -> Result<Vec<Instance>, String> {
     Ok(series)
 }
 
-fn config(state: &Path, broker: SocketAddr, model: &Path) -> Result<Config, String> {
+fn config(state: &Path, broker: Broker, model: &Path) -> Result<Config, String> {
     let keys: Vec<PathBuf> = std::fs::read_dir(model.with_file_name("keys"))
         .map_err(|e| format!("no public keys beside `{}`: {e}", model.display()))?
         .filter_map(|e| Some(e.ok()?.path()))
@@ -132,8 +136,10 @@ fn config(state: &Path, broker: SocketAddr, model: &Path) -> Result<Config, Stri
         "[site]\nname = \"demo\"\ndevice = \"ct-1\"\nprofile = \"assist\"\n[state]\ndirectory = {state:?}\n\
          [receive]\nlisten = \"127.0.0.1:0\"\ncalling-ae-titles = [\"DEMO_CT\"]\nfree-bytes-min = 0\n\
          [infer]\nmodel = {model:?}\ntrusted-keys = {keys:?}\n\
-         [proof]\ninterval-s = 0\n[alert]\nbroker-host = \"127.0.0.1\"\nbroker-port = {}\n",
-        broker.port()
+         [proof]\ninterval-s = 0\n[alert]\nbroker-host = \"127.0.0.1\"\nbroker-port = {}\n\
+         [station]\nlisten = \"127.0.0.1:0\"\nbroker-url = \"ws://{}/mqtt\"\n",
+        broker.mqtt.port(),
+        broker.websockets
     );
     Config::parse(&text)
 }

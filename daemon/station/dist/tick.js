@@ -1,0 +1,1 @@
+var e=new Map;self.onmessage=({data:t})=>{let{id:n,every:r}=t;clearInterval(e.get(n)),r===void 0?e.delete(n):e.set(n,setInterval(()=>self.postMessage(n),r))};

@@ -1,0 +1,195 @@
+//! The words on the page, English and Chinese. "Suspected" and "notification"; never a diagnosis, never "normal".
+
+export type Language = "en" | "zh";
+
+const en = {
+  title: "ichd station",
+  unavailable: "AI NOT AVAILABLE",
+  unavailable_do: "Read head CTs as if there were no software. Tell the engineer on call.",
+  trouble_link: "No link from this page to the broker",
+  trouble_denied: "The broker does not admit this station",
+  trouble_replaced: "Another page has taken over this station's name",
+  trouble_status: "{device} says: {detail}",
+  trouble_heartbeat: "{device}: no heartbeat",
+  trouble_proof: "{device}: proof of life overdue",
+  state_unknown: "nothing heard",
+  state_init: "starting", state_ready: "ready", state_degraded: "works, with concerns", state_maintenance: "maintenance",
+  state_offline: "switched off", state_lost: "lost without a word",
+  quiet_sound: "Silence this sound for 15 min",
+  quieted: "Sound silenced, {age} left",
+  connect_again: "Use this page",
+  link_connecting: "Connecting", link_connected: "Linked", link_lost: "No link", link_denied: "Not admitted", link_replaced: "Taken over",
+  proof: "Proof of life", proof_ago: "{age} ago", proof_none: "none yet", proof_overdue: "overdue", proof_off: "not scheduled",
+  last_study: "Last study", sound: "Sound", sound_ok: "tested", sound_not: "not confirmed", sound_locked: "blocked",
+  watching: "Watching",
+  no_alerts: "No open alert",
+  no_alerts_note: "This says nothing about any patient. Alerts appear here by themselves.",
+  suspected: "Suspected intracranial hemorrhage",
+  technical: "Trouble with the box",
+  test: "Test",
+  provisional: "Provisional: the scan is still arriving",
+  final: "Complete series",
+  withdrawn: "Withdrawn",
+  withdrawn_note: "The complete series did not confirm it. The notification is taken back; the images still need a reader.",
+  expired: "Expired", resolved: "Closed",
+  priority: "Priority {n}",
+  slices: "slices {a}–{b}", about_ml: "about {n} mL",
+  side_left: "left", side_right: "right", side_both: "both sides", side_midline: "midline",
+  epidural: "epidural", intraparenchymal: "intraparenchymal", intraventricular: "intraventricular",
+  subarachnoid: "subarachnoid", subdural: "subdural",
+  ack: "Acknowledge", ack_as: "as {user}", claim: "I take it", release: "Give it back", decline: "I can't",
+  escalate: "Call the next", resolve: "Close", seen: "Seen",
+  acknowledged_by: "Acknowledged by {user}, {station}", claimed_by: "Taken by {user}, {station}",
+  escalated: "Escalated, step {n}", next_in: "next person called in {age}", muted_until: "Muted until {time}",
+  feedback: "Was it right?", right: "Right", wrong: "Wrong", unsure: "Unsure", feedback_said: "{user}: {value}",
+  decline_why: "Why?", busy: "With another patient", not_mine: "Not my ward", other: "Another reason", back: "Back",
+  close_why: "Close this alert?", close_yes: "Yes, close it",
+  sending: "Sending…", no_answer: "No answer from the box. Try again.", not_sent: "Not sent: no link.",
+  accepted: "The box has it", duplicate: "The box had it already", refused: "Refused: {message}",
+  code_stale_rev: "the alert has changed, look again", code_unknown_alert: "the box does not know this alert",
+  code_expired: "it came too late", code_not_allowed: "this station may not", code_bad_request: "not understood",
+  code_closed: "it is closed already", code_taken: "somebody else has it",
+  viewer: "This station only looks on.",
+  enc_locked: "The patient is encrypted; this station has no key that fits.",
+  location: "Location", patient: "Patient", picture: "Key slice, for orientation, not for reading",
+  flags: "Input: {flags}",
+  unconfirmed: "The broker does not hold this alert any more; it may have been closed elsewhere.",
+  earlier: "Closed or withdrawn",
+  newest_rev: "rev {n}",
+  shift: "Shift", start_shift: "Start shift", end_shift: "End shift", who: "Your name",
+  who_note: "Stands on every acknowledgement.",
+  start_note: "Plays a test tone. Turn the volume up.",
+  heard: "Did you hear the tone?", heard_yes: "Yes, I heard it", heard_no: "No sound", again: "Play it again",
+  sound_off: "This page cannot sound. Touch here to turn the sound on.",
+  sound_unconfirmed: "Sound is not confirmed on this station. Start the shift again and listen for the tone.",
+  setup: "Set up this station", station_name: "Station name", station_name_note: "Lower-case letters, digits and hyphens; the name in its certificate.",
+  role: "Role", ward: "Ward", language: "Language", key: "Keys for patient identity (optional)",
+  key_note: "The site's privacy.jwks, or one k of it. Stays on this station.", password: "Broker password (optional)",
+  password_note: "Only where the broker asks for one instead of a certificate.",
+  save: "Save", bad_station: "1 to 32 lower-case letters, digits and hyphens", bad_key: "Neither a JWK Set nor a 256-bit key", needed: "Needed",
+  role_nurse: "Nurse", role_charge_nurse: "Charge nurse", role_physician: "Physician", role_engineer: "Engineer", role_viewer: "Viewer",
+  tab_station: "Station", tab_engineer: "Engineer",
+  eng_link: "This page", eng_boxes: "Boxes", eng_dispositions: "Series", eng_stations: "Stations", eng_log: "Actions and answers",
+  eng_none: "Nothing yet.", eng_reasons: "Reasons", eng_none_reasons: "none", eng_play: "Play the tones",
+  eng_broker: "Broker", eng_since: "Linked for", eng_connections: "Connections", eng_messages: "Messages", eng_refused: "Refused documents",
+  eng_version: "Version", eng_wake: "Screen kept awake", eng_time: "Decided", eng_study: "Study", eng_series: "Series",
+  eng_disposition: "Disposition", eng_reason: "Reason", eng_slices: "Instances", eng_flags: "Flags", eng_model: "Model", eng_state: "State",
+  yes: "yes", no: "no",
+  keys: "Keys: ↑ ↓ choose, A acknowledge, C take, D decline, E call the next, R close, 1 2 3 right wrong unsure",
+  disclaimer: "Notification of a suspected finding by software, not a diagnosis. Not a medical device.",
+  elsewhere: "The station is open in another tab of this browser.", here: "Use this tab",
+  no_config: "The box does not answer. Trying again.",
+} as const;
+
+export type Word = keyof typeof en;
+
+const zh: Record<Word, string> = {
+  title: "ichd 护士站",
+  unavailable: "AI 不可用",
+  unavailable_do: "请按没有软件辅助的流程阅片，并通知值班工程师。",
+  trouble_link: "本页面与消息服务器的连接已断开",
+  trouble_denied: "消息服务器拒绝本站点登录",
+  trouble_replaced: "另一个页面占用了本站点的名称",
+  trouble_status: "{device} 状态：{detail}",
+  trouble_heartbeat: "{device}：心跳丢失",
+  trouble_proof: "{device}：自检超时",
+  state_unknown: "尚未收到消息",
+  state_init: "正在启动", state_ready: "就绪", state_degraded: "运行中，有异常", state_maintenance: "维护中",
+  state_offline: "已关机", state_lost: "失去联系",
+  quiet_sound: "此提示音静音 15 分钟",
+  quieted: "提示音已静音，剩余 {age}",
+  connect_again: "使用本页面",
+  link_connecting: "正在连接", link_connected: "已连接", link_lost: "未连接", link_denied: "被拒绝", link_replaced: "被占用",
+  proof: "上次自检", proof_ago: "{age}前", proof_none: "尚无", proof_overdue: "超时", proof_off: "未设定",
+  last_study: "上次检查", sound: "声音", sound_ok: "已测试", sound_not: "未确认", sound_locked: "被阻止",
+  watching: "值守中",
+  no_alerts: "没有未处理的提醒",
+  no_alerts_note: "这不代表任何患者的检查结果。有提醒时会自动显示。",
+  suspected: "疑似颅内出血",
+  technical: "设备故障",
+  test: "测试",
+  provisional: "初步提醒：图像仍在传输",
+  final: "完整序列",
+  withdrawn: "已撤回",
+  withdrawn_note: "完整序列未能证实，提醒已撤回；图像仍需医生阅片。",
+  expired: "已过期", resolved: "已关闭",
+  priority: "优先级 {n}",
+  slices: "层面 {a}–{b}", about_ml: "约 {n} mL",
+  side_left: "左侧", side_right: "右侧", side_both: "双侧", side_midline: "中线",
+  epidural: "硬膜外", intraparenchymal: "脑实质内", intraventricular: "脑室内",
+  subarachnoid: "蛛网膜下腔", subdural: "硬膜下",
+  ack: "确认收到", ack_as: "确认人：{user}", claim: "由我处理", release: "放弃处理", decline: "无法处理",
+  escalate: "呼叫下一位", resolve: "关闭", seen: "已阅",
+  acknowledged_by: "已确认：{user}（{station}）", claimed_by: "处理人：{user}（{station}）",
+  escalated: "已升级，第 {n} 级", next_in: "{age}后呼叫下一位", muted_until: "静音至 {time}",
+  feedback: "提醒是否正确？", right: "正确", wrong: "错误", unsure: "不确定", feedback_said: "{user}：{value}",
+  decline_why: "原因？", busy: "正在照顾其他患者", not_mine: "不属于本病区", other: "其他原因", back: "返回",
+  close_why: "关闭此提醒？", close_yes: "是，关闭",
+  sending: "正在发送…", no_answer: "设备没有应答，请重试。", not_sent: "未发送：没有连接。",
+  accepted: "设备已收到", duplicate: "设备此前已收到", refused: "被拒绝：{message}",
+  code_stale_rev: "提醒已更新，请重新查看", code_unknown_alert: "设备没有此提醒",
+  code_expired: "已超时", code_not_allowed: "本站点无此权限", code_bad_request: "无法识别",
+  code_closed: "已经关闭", code_taken: "已有他人处理",
+  viewer: "本站点仅供查看。",
+  enc_locked: "患者信息已加密；本站点没有匹配的密钥。",
+  location: "位置", patient: "患者", picture: "关键层面，仅供定位，不可用于阅片",
+  flags: "输入提示：{flags}",
+  unconfirmed: "消息服务器上已没有此提醒；可能已在别处关闭。",
+  earlier: "已关闭或撤回",
+  newest_rev: "版本 {n}",
+  shift: "班次", start_shift: "开始值班", end_shift: "结束值班", who: "您的姓名",
+  who_note: "将显示在每次确认上。",
+  start_note: "将播放测试音，请调高音量。",
+  heard: "听到测试音了吗？", heard_yes: "听到了", heard_no: "没有声音", again: "再播放一次",
+  sound_off: "本页面无法发声。请点按此处打开声音。",
+  sound_unconfirmed: "本站点的声音未确认。请重新开始值班并确认听到测试音。",
+  setup: "设置本站点", station_name: "站点名称", station_name_note: "小写字母、数字和连字符；与证书中的名称一致。",
+  role: "角色", ward: "病区", language: "语言", key: "患者身份信息的密钥（可选）",
+  key_note: "本院的 privacy.jwks，或其中一个 k。仅保存在本站点。", password: "消息服务器密码（可选）",
+  password_note: "仅当服务器要求密码而非证书时填写。",
+  save: "保存", bad_station: "1 到 32 个小写字母、数字和连字符", bad_key: "既不是 JWK Set，也不是 256 位密钥", needed: "必填",
+  role_nurse: "护士", role_charge_nurse: "护士长", role_physician: "医生", role_engineer: "工程师", role_viewer: "查看者",
+  tab_station: "护士站", tab_engineer: "工程师",
+  eng_link: "本页面", eng_boxes: "设备", eng_dispositions: "序列", eng_stations: "站点", eng_log: "操作与应答",
+  eng_none: "暂无。", eng_reasons: "原因", eng_none_reasons: "无", eng_play: "播放各种提示音",
+  eng_broker: "消息服务器", eng_since: "已连接", eng_connections: "连接次数", eng_messages: "消息", eng_refused: "被拒文档",
+  eng_version: "版本", eng_wake: "屏幕常亮", eng_time: "判定时间", eng_study: "检查", eng_series: "序列",
+  eng_disposition: "结论", eng_reason: "原因", eng_slices: "图像数", eng_flags: "标记", eng_model: "模型", eng_state: "状态",
+  yes: "是", no: "否",
+  keys: "按键：↑ ↓ 选择，A 确认，C 处理，D 无法处理，E 呼叫下一位，R 关闭，1 2 3 正确 错误 不确定",
+  disclaimer: "软件给出的疑似发现提醒，不是诊断。不是医疗器械。",
+  elsewhere: "护士站已在此浏览器的另一个标签页中打开。", here: "使用本标签页",
+  no_config: "设备没有应答，正在重试。",
+};
+
+const LANGUAGES: Record<Language, Record<Word, string>> = { en, zh };
+let current: Language = navigator.language.startsWith("zh") ? "zh" : "en";
+
+export const language = (): Language => current;
+
+export function speak(language: Language): void {
+  current = language;
+  document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
+}
+
+/** The word in the language of the station, with `{names}` filled in. */
+export function t(word: Word, values: Record<string, string | number> = {}): string {
+  return LANGUAGES[current][word].replace(/\{(\w+)\}/g, (_, name) => String(values[name] ?? ""));
+}
+
+/** A word for a code of the wire, or the code itself: a newer box may say what this page has no word for. */
+export function word(prefix: string, code: string): string {
+  const key = `${prefix}${code}`;
+  return key in en ? t(key as Word) : code.replaceAll("_", " ");
+}
+
+/** "45 s", "12 min", "3 h 05", "2 d". */
+export function age(seconds: number): string {
+  const s = Math.max(0, Math.floor(seconds));
+  const zh = current === "zh";
+  if (s < 60) return zh ? `${s} 秒` : `${s} s`;
+  if (s < 3600) return zh ? `${Math.floor(s / 60)} 分钟` : `${Math.floor(s / 60)} min`;
+  const minutes = String(Math.floor(s / 60) % 60).padStart(2, "0");
+  if (s < 86_400) return zh ? `${Math.floor(s / 3600)} 小时 ${minutes} 分` : `${Math.floor(s / 3600)} h ${minutes}`;
+  return zh ? `${Math.floor(s / 86_400)} 天` : `${Math.floor(s / 86_400)} d`;
+}

@@ -1,0 +1,56 @@
+import { useState } from "preact/hooks";
+
+import { t } from "../i18n.ts";
+import * as sound from "../sound.ts";
+import type { Station } from "../station.ts";
+
+/** A shift starts with a name and a tone that a person heard. */
+export function StartShift({ station, onDone }: { station: Station; onDone: () => void }) {
+  const [user, setUser] = useState(station.shift?.user ?? "");
+  const [played, setPlayed] = useState(false);
+  const name = user.trim();
+  const play = async (event?: Event): Promise<void> => {
+    event?.preventDefault();
+    if (!name) return;
+    await station.unlockSound();
+    sound.play("test");
+    setPlayed(true);
+  };
+  const start = (heard: boolean): void => {
+    station.startShift(name, heard && sound.isRunning());
+    onDone();
+  };
+  return (
+    <div class="sheet" role="dialog" aria-modal="true" aria-label={t("start_shift")}>
+      <form onSubmit={(e) => void play(e)}>
+        <h1>{t("start_shift")}</h1>
+        {played ? (
+          <>
+            <p class="question">{t("heard")}</p>
+            <div class="row">
+              <button type="button" class="big" onClick={() => start(true)}>✓ {t("heard_yes")}</button>
+              <button type="button" class="plain-button" onClick={() => start(false)}>✕ {t("heard_no")}</button>
+            </div>
+            <div class="row">
+              <button type="button" class="plain-button" onClick={() => void play()}>♪ {t("again")}</button>
+            </div>
+          </>
+        ) : (
+          <>
+            <label>
+              {t("who")}
+              <input name="user" value={user} maxLength={64} autocomplete="off" autofocus
+                onInput={(e) => setUser((e.target as HTMLInputElement).value)} />
+              <small>{t("who_note")}</small>
+            </label>
+            <p class="dim">♪ {t("start_note")}</p>
+            <div class="row">
+              <button class="big" type="submit" disabled={!name}>{t("start_shift")}</button>
+              <button type="button" class="plain-button" onClick={onDone}>{t("back")}</button>
+            </div>
+          </>
+        )}
+      </form>
+    </div>
+  );
+}

@@ -1,0 +1,273 @@
+import { useEffect, useState } from "preact/hooks";
+
+import { age, t, word } from "../i18n.ts";
+import { proofAge, proofInterval } from "../liveness.ts";
+import type { Shown, Station } from "../station.ts";
+import type { Feedback } from "../wire.ts";
+import { isOpen, isWaiting } from "../wire.ts";
+import { Card, finding, headline } from "./card.tsx";
+import { StartShift } from "./shift.tsx";
+
+interface Props {
+  station: Station;
+  tab: "ward" | "engineer";
+  onTab(tab: "ward" | "engineer"): void;
+  onSetup(): void;
+  children?: preact.ComponentChildren;
+}
+
+/** The whole page: who this is, whether the AI is there, the alerts, and the vital signs of the box at the bottom. */
+export function Ward({ station, tab, onTab, onSetup, children }: Props) {
+  const [starting, setStarting] = useState(false);
+  const open = station.open;
+  const waiting = open.some(({ alert, unconfirmed }) => isWaiting(alert) && !unconfirmed);
+  useEffect(() => {
+    document.title = `${waiting ? "▲ " : station.troubles.length > 0 ? "✕ " : ""}${t("title")}`;
+    const frame = requestAnimationFrame(() => station.displayed(starting ? new Set() : onScreen()));
+    return () => cancelAnimationFrame(frame);
+  });
+  return (
+    <>
+      <Top station={station} tab={tab} onTab={onTab} onSetup={onSetup} onShift={() => setStarting(true)} />
+      <Unavailable station={station} />
+      <SoundBar station={station} onShift={() => setStarting(true)} />
+      {children ?? <Alerts station={station} open={open} onShift={() => setStarting(true)} />}
+      <Vitals station={station} />
+      {starting && <StartShift station={station} onDone={() => setStarting(false)} />}
+    </>
+  );
+}
+
+/** Cards of which at least the head can be read: not below the fold, not under the vital signs. */
+function onScreen(): Set<string> {
+  const bottom = document.querySelector(".vitals")?.getBoundingClientRect().top ?? innerHeight;
+  const cards = [...document.querySelectorAll<HTMLElement>("[data-alert]")].filter((card) => {
+    const { top } = card.getBoundingClientRect();
+    return top >= 0 && top + HEAD_PX < bottom;
+  });
+  return new Set(cards.map((card) => card.dataset["alert"] ?? ""));
+}
+const HEAD_PX = 120;
+
+/** True for a moment after cards have changed places: a finger on its way must not acknowledge another alert. */
+function useMoving(order: string): boolean {
+  const [last, setLast] = useState(order);
+  const [moving, setMoving] = useState(false);
+  if (last !== order) {
+    setLast(order);
+    if (last !== "") setMoving(true);
+  }
+  useEffect(() => {
+    if (!moving) return;
+    const timer = setTimeout(() => setMoving(false), MOVING_MS);
+    return () => clearTimeout(timer);
+  }, [moving, order]);
+  return moving;
+}
+const MOVING_MS = 600;
+
+function Top({ station, tab, onTab, onSetup, onShift }: Omit<Props, "children"> & { onShift: () => void }) {
+  const { settings, config, shift } = station;
+  return (
+    <header class="top">
+      <button class="name" onClick={onSetup} title={t("setup")}>
+        <b>{settings.ward || settings.station}</b>
+        <span>{[settings.ward ? settings.station : "", word("role_", settings.role), config.site].filter(Boolean).join(" · ")}</span>
+      </button>
+      <nav>
+        {(["ward", "engineer"] as const).map((name) => (
+          <button class={tab === name ? "tab on" : "tab"} aria-current={tab === name} onClick={() => onTab(name)}>
+            {t(name === "ward" ? "tab_station" : "tab_engineer")}
+          </button>
+        ))}
+      </nav>
+      {shift ? (
+        <div class="person">
+          <button class="name right" onClick={onShift}>
+            <b>{shift.user}</b>
+            <span>{t("shift")} {clock(new Date(shift.started_at))}</span>
+          </button>
+          <button class="plain-button" onClick={() => station.endShift()}>{t("end_shift")}</button>
+        </div>
+      ) : (
+        <button class="start" onClick={onShift}>{t("start_shift")}</button>
+      )}
+    </header>
+  );
+}
+
+/** The banner that must never be missing by accident: it is what the page shows unless told otherwise. */
+function Unavailable({ station }: { station: Station }) {
+  if (station.troubles.length === 0) return null;
+  const quiet = station.quietFor;
+  return (
+    <section class="unavailable" role="alert" data-codes={station.troubles.map((t) => t.code).join(" ")}>
+      <div>
+        <h1>✕ {t("unavailable")}</h1>
+        <p>{t("unavailable_do")}</p>
+        <ul>
+          {station.troubles.map(({ code, device, detail }) => (
+            <li>
+              {t(`trouble_${code}`, { device: device ?? "", detail: detail ? word("state_", detail) : "" })}
+              {!device && station.linkDetail ? <small> ({station.linkDetail})</small> : null}
+            </li>
+          ))}
+        </ul>
+      </div>
+      {station.link === "replaced" ? (
+        <button onClick={() => station.connect()}>{t("connect_again")}</button>
+      ) : quiet === undefined ? (
+        <button onClick={() => station.quiet()}>{t("quiet_sound")}</button>
+      ) : (
+        <span class="dim">{t("quieted", { age: age(quiet) })}</span>
+      )}
+    </section>
+  );
+}
+
+function SoundBar({ station, onShift }: { station: Station; onShift: () => void }) {
+  if (!station.shift) return null;
+  if (!station.soundRuns) {
+    return <button class="soundbar" onClick={() => void station.unlockSound()}>✕♪ {t("sound_off")}</button>;
+  }
+  if (!station.shift.sound_ok) return <button class="soundbar" onClick={onShift}>✕♪ {t("sound_unconfirmed")}</button>;
+  return null;
+}
+
+function Alerts({ station, open, onShift }: { station: Station; open: Shown[]; onShift: () => void }) {
+  const [chosen, choose] = useState<string>();
+  const selected = open.find(({ key }) => key === chosen) ?? open[0];
+  const moving = useMoving(open.map(({ key }) => key).join());
+  const waiting = open.filter(({ alert }) => isWaiting(alert)).map(({ key }) => key).join();
+  // What is new and waits is at the top.
+  useEffect(() => waiting && !document.querySelector("[role=dialog]") ? scrollTo({ top: 0 }) : undefined, [waiting]);
+  useEffect(() => {
+    const onKey = (event: KeyboardEvent): void => {
+      const inField = event.target instanceof HTMLElement && /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
+      if (inField || event.ctrlKey || event.metaKey || event.altKey || event.repeat || !selected || moving) return;
+      if (document.querySelector("[role=dialog]")) return;
+      const step = event.key === "ArrowDown" ? 1 : event.key === "ArrowUp" ? -1 : 0;
+      if (step !== 0) {
+        event.preventDefault();
+        const at = open.findIndex(({ key }) => key === selected.key);
+        const next = open[Math.min(open.length - 1, Math.max(0, at + step))];
+        choose(next?.key);
+        document.querySelector(`[data-alert="${next?.alert.alert_id}"]`)?.scrollIntoView({ block: "nearest" });
+      } else onShortcut(station, selected, event.key.toLowerCase());
+    };
+    addEventListener("keydown", onKey);
+    return () => removeEventListener("keydown", onKey);
+  });
+  const earlier = station.earlier;
+  return (
+    <main class={`${open.length > 0 ? "alerts" : "calm"}${moving ? " moving" : ""}`}>
+      {open.length === 0 && <Calm station={station} onShift={onShift} />}
+      {open.map((shown) => (
+        <Card key={shown.key} station={station} shown={shown} selected={open.length > 1 && shown.key === selected?.key}
+          onSelect={() => choose(shown.key)} />
+      ))}
+      {earlier.length > 0 && (
+        <section class="earlier">
+          <h3>{t("earlier")}</h3>
+          {earlier.map((shown) => (
+            <p key={shown.key}>
+              <b>{shown.alert.subject?.ref}</b>
+              <span>{isOpen(shown.alert) ? t("expired") : word("", shown.alert.state)}</span>
+              <span class="dim">{shown.alert.state === "withdrawn" ? "" : `${headline(shown)}: `}{finding(shown)}</span>
+              <span class="dim">{age(station.age(shown))}</span>
+            </p>
+          ))}
+        </section>
+      )}
+      {open.length > 0 && <p class="keys">{t("keys")}</p>}
+    </main>
+  );
+}
+
+const VERBS = { a: "ack", c: "claim", d: "decline", e: "escalate", r: "resolve" } as const;
+const FEEDBACK: Record<string, Feedback> = { "1": "right", "2": "wrong", "3": "unsure" };
+
+function onShortcut(station: Station, shown: Shown, key: string): void {
+  if (station.link !== "connected" || !isOpen(shown.alert)) return;
+  const feedback = FEEDBACK[key];
+  const waiting = isWaiting(shown.alert);
+  if (feedback && shown.alert.kind === "finding" && !waiting) return station.act(shown, "feedback", { feedback });
+  const verb = VERBS[key as keyof typeof VERBS];
+  if (verb === "claim" || verb === "escalate") station.act(shown, verb);
+  // What is taken can be closed; what is not must first be taken.
+  else if ((verb === "ack" || verb === "decline") && waiting) station.act(shown, verb);
+  else if (verb === "resolve" && !waiting) station.act(shown, verb);
+}
+
+/** Nothing to do. A ring that breathes shows that the page is alive; no word says that a patient is well. */
+function Calm({ station, onShift }: { station: Station; onShift: () => void }) {
+  const well = station.link === "connected" && station.troubles.length === 0;
+  return (
+    <div class="centre">
+      <div class={well ? "ring" : "ring still"}><span>{clock(new Date())}</span></div>
+      <h1>{t("no_alerts")}</h1>
+      <p class="dim">{t("no_alerts_note")}</p>
+      {!station.shift && <button class="big" onClick={onShift}>{t("start_shift")}</button>}
+    </div>
+  );
+}
+
+/** Vital signs: each with a sign, a word and a figure. */
+function Vitals({ station }: { station: Station }) {
+  const { link, shift } = station;
+  const linkLook = link === "connected" ? "ok" : link === "connecting" ? "dim" : "bad";
+  const soundOk = shift?.sound_ok && station.soundRuns;
+  const soundWord = soundOk ? "sound_ok" : shift && !station.soundRuns ? "sound_locked" : "sound_not";
+  const test = station.test;
+  const fresh = test && station.age(test) < 60 ? `${t("test")} ${test.alert.subject?.ref ?? ""}` : undefined;
+  return (
+    <footer class="vitals">
+      <Tile name={station.settings.station} look={linkLook} id="link">{t(`link_${link}`)}</Tile>
+      {station.config.devices.map((device) => (
+        <Proof key={device} station={station} device={device} test={fresh} />
+      ))}
+      <Tile name={t("sound")} look={soundOk ? "ok" : shift ? "bad" : "dim"} id="sound">{t(soundWord)}</Tile>
+    </footer>
+  );
+}
+
+function Proof({ station, device, test }: { station: Station; device: string; test: string | undefined }) {
+  const box = station.boxes.get(device) ?? {};
+  const overdue = station.troubles.some((trouble) => trouble.code === "proof" && trouble.device === device);
+  const seconds = proofAge(box, performance.now());
+  const scheduled = proofInterval(box, station.config) !== undefined;
+  const none = box.heartbeat === undefined ? "–" : t(scheduled ? "proof_none" : "proof_off");
+  const text = seconds !== undefined ? t("proof_ago", { age: age(seconds) }) : none;
+  const study = box.heartbeat?.last_study_age_s;
+  const studied =
+    typeof study === "number" && box.heartbeatAt !== undefined
+      ? t("proof_ago", { age: age(study + (performance.now() - box.heartbeatAt) / 1000) })
+      : "–";
+  const state = box.status?.state ?? "unknown";
+  const look = state === "ready" ? "ok" : state === "degraded" ? "warn" : "bad";
+  return (
+    <>
+      <Tile name={device} look={look} id={`box-${device}`}>{word("state_", state)}</Tile>
+      <Tile name={t("proof")} look={overdue ? "bad" : seconds === undefined ? "dim" : "ok"} id={`proof-${device}`}>
+        {text}{overdue ? ` · ${t("proof_overdue")}` : ""}{test ? <em> {test}</em> : null}
+      </Tile>
+      <Tile name={t("last_study")} look="dim" id={`study-${device}`}>{studied}</Tile>
+    </>
+  );
+}
+
+const LOOKS = { ok: "●", warn: "◐", bad: "✕", dim: "○" };
+
+function Tile({ name, look, id, children }: {
+  name: string; look: keyof typeof LOOKS; id: string; children?: preact.ComponentChildren;
+}) {
+  return (
+    <div class={`tile ${look}`} data-tile={id} data-look={look}>
+      <small>{name}</small>
+      <span><i aria-hidden="true">{LOOKS[look]}</i> {children}</span>
+    </div>
+  );
+}
+
+const clock = (at: Date): string =>
+  at.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });

@@ -1,0 +1,335 @@
+//! The page in a real headless Chromium, served by the real daemon, over a real Mosquitto. First the whole chain with
+//! a phantom that bleeds; then a box that follows a script, for what a healthy one does not do on demand.
+
+import assert from "node:assert/strict";
+import { readFileSync, rmSync, mkdtempSync } from "node:fs";
+import { get } from "node:https";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, before, describe, test } from "node:test";
+
+import { sealed } from "./jwe.mjs";
+import * as peers from "./peers.mjs";
+import { alert, heard, shot, station, until } from "./peers.mjs";
+
+let chromium;
+before(async () => (chromium = await peers.browser()));
+after(() => chromium?.close());
+
+const visible = (page, selector) => until(`${selector} is shown`, () => page.locator(selector).first().isVisible());
+const gone = (page, selector) => until(`${selector} is gone`, async () => (await page.locator(selector).count()) === 0);
+const says = (page, selector, text) =>
+  until(`${selector} says ${text}`, async () => (await page.locator(selector).allInnerTexts()).join(" ").match(text));
+const sounds = (page, tone, n = 1) => until(`${tone} sounds`, async () => (await heard(page, tone)) >= n);
+const look = (page, tile) => page.locator(`[data-tile="${tile}"]`).getAttribute("data-look");
+/** A page may complain of a broker that a test has ended, and of nothing else. */
+const complaints = (page) => page.problems.filter((line) => !line.startsWith("WebSocket connection to"));
+
+describe("the real chain", () => {
+  let broker, daemon, wire;
+  before(async () => {
+    broker = await peers.Mosquitto.start();
+    wire = await peers.Wire.on(broker);
+    daemon = await peers.Daemon.start(broker);
+  });
+  after(async () => {
+    await daemon?.stop();
+    await wire?.stop();
+    await broker?.stop();
+  });
+
+  test("a bleed appears, sounds, is acknowledged with a name, and another station sees it", async () => {
+    const ward = await station(chromium, daemon.page);
+    const desk = await station(chromium, daemon.page, { name: "desk-1", ward: "Emergency", role: "charge_nurse", user: "Wang Fang" });
+    const ready = await wire.next("a station that is ready", (m) => m.topic.endsWith("sta/ward-3/status") && m.body.state === "ready");
+    assert.deepEqual(
+      [ready.body.schema, ready.body.role, ready.body.ward, ready.body.user, ready.body.sound_ok, ready.body.kind],
+      ["ichd.station/1", "nurse", "Stroke ward 3", "Li Na", true, "page"],
+    );
+    await until("the box is ready", async () => (await look(ward, "box-ct-1")) === "ok");
+    await gone(ward, ".unavailable");
+    await visible(ward, ".calm");
+    assert.equal(await heard(ward, "test"), 1);
+
+    daemon.scan(12, "intraparenchymal", "--side", "left", "--volume-ml", "45");
+    for (const page of [ward, desk]) {
+      await visible(page, ".card.waiting");
+      await sounds(page, "urgent");
+    }
+    await says(ward, ".card", /left.*intraparenchymal/s);
+    const { body: document } = await wire.next("an alert", (m) => m.body?.schema === "ichd.alert/1");
+    for (const stage of ["received", "displayed", "sounded"]) {
+      const receipt = await wire.next(`receipt ${stage}`, (m) => m.topic.endsWith("sta/ward-3/receipt/ct-1") && m.body.stage === stage);
+      assert.equal(receipt.body.alert_id, document.alert_id);
+      assert.equal(receipt.packet.properties.messageExpiryInterval <= 600, true);
+    }
+
+    await ward.locator(".ack").click();
+    const action = await wire.next("the acknowledgement", (m) => m.topic === "ichd/1/north/sta/ward-3/action/ct-1");
+    const { action_id, rev, expires_at, ...rest } = action.body;
+    assert.match(action_id, /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/);
+    assert.ok(wire.seen.some((m) => m.body?.alert_id === document.alert_id && m.body.rev === rev), "a revision that was on the wire");
+    assert.ok(Date.parse(expires_at) > Date.parse(document.published_at));
+    assert.deepEqual(rest, {
+      schema: "ichd.action/1", alert_id: document.alert_id, verb: "ack", user: "Li Na", reason: null, feedback: null,
+    });
+    await shot(ward, "acknowledging");
+
+    await ward.getByRole("button", { name: "Engineer" }).click();
+    await says(ward, ".engineer", /suspected/);
+    await shot(ward, "engineer-real");
+    assert.deepEqual([...complaints(ward), ...complaints(desk)], []);
+  });
+
+  test("when the box is gone the page is still there, and says that the AI is not", async () => {
+    const page = await station(chromium, daemon.page, { name: "icu-2" });
+    await until("the page is kept", () => page.evaluate(async () => (await caches.match("/config.json")) !== undefined));
+    await daemon.kill();
+    await page.reload();
+    await visible(page, ".unavailable");
+    await until("why", async () => /status|heartbeat/.test(await page.locator(".unavailable").getAttribute("data-codes")));
+  });
+});
+
+describe("a box that follows a script", () => {
+  let broker, elsewhere, daemon, wire;
+  const key = Buffer.alloc(32, 7).toString("base64url");
+  before(async () => {
+    [broker, elsewhere] = [await peers.Mosquitto.start(), await peers.Mosquitto.start()];
+    wire = await peers.Wire.on(broker);
+    // The daemon only serves the page: the box on the page's broker is ours.
+    daemon = await peers.Daemon.start(elsewhere, { page: broker });
+    await wire.status("ready");
+    await wire.beat();
+  });
+  after(async () => {
+    await daemon?.stop();
+    await wire?.stop();
+    await broker?.stop();
+    await elsewhere?.stop();
+  });
+  const fresh = (name, more) => station(chromium, daemon.page, { name, ...more });
+  const action = (name, verb) => wire.next(`${verb} of ${name}`, (m) => m.topic.includes(`sta/${name}/action`) && m.body.verb === verb);
+  const reply = (name, { body }, result, code) =>
+    wire.say(`dev/ct-1/reply/${name}`, {
+      schema: "ichd.reply/1", action_id: body.action_id, alert_id: body.alert_id, result, code, message: code, rev: body.rev + 1,
+    });
+
+  test("an alert's whole life: seen by two stations, taken by one, given feedback, closed, purged", async () => {
+    const [a, b] = [await fresh("a-1"), await fresh("b-1", { user: "Wang Fang", ward: "ICU" })];
+    let document = alert({ alert_id: "01LIFE", stage: "provisional", age_ms: 45_000, escalation: { policy: "night", step: 0, next_in_ms: 90_000 } });
+    await wire.alert(document);
+    await sounds(a, "urgent");
+    await visible(b, ".card.waiting");
+    await says(a, ".card .age", /4[5-9] s|5\d s|1 min/);
+    await says(a, ".card .who", /next person called/);
+    await shot(a, "alert");
+
+    await a.keyboard.press("a");
+    await reply("a-1", await action("a-1", "ack"), "refused", "stale_rev");
+    await says(a, ".answer.refused", /changed/);
+    document = { ...document, rev: 5, stage: "final", state: "acknowledged", ack: { station: "a-1", user: "Li Na" } };
+    await wire.alert(document);
+    for (const page of [a, b]) await says(page, ".card.taken .who", /Acknowledged by Li Na, a-1/);
+    const before = await heard(a, "urgent");
+    await shot(b, "acknowledged");
+
+    await b.getByRole("button", { name: "I take it" }).click();
+    await reply("b-1", await action("b-1", "claim"), "accepted", "ok");
+    await says(b, ".answer", /The box has it/);
+    await b.getByRole("button", { name: "Wrong" }).click();
+    assert.equal((await action("b-1", "feedback")).body.feedback, "wrong");
+    await b.getByRole("button", { name: "Close" }).click();
+    await b.getByRole("button", { name: "Yes, close it" }).click();
+    await action("b-1", "resolve");
+    await wire.alert({ ...document, rev: 6, state: "resolved" });
+    for (const page of [a, b]) await gone(page, ".card");
+    await says(a, ".earlier", /Closed/);
+    await wire.say("dev/ct-1/alert/01LIFE", "", true);
+    for (const page of [a, b]) await gone(page, ".earlier");
+    // An old revision that comes late changes nothing.
+    await wire.say("dev/ct-1/alert/01LIFE", { ...document, rev: 2 });
+    await wire.alert(alert({ alert_id: "01MARK", kind: "technical", technical: { code: "nobody_listening", text: "Nobody listens" } }));
+    await says(a, ".card.technical", /Trouble with the box.*Nobody listens/s);
+    assert.equal(await a.locator("[data-alert='01LIFE']").count(), 0);
+    assert.equal(await heard(a, "urgent"), before, "what was taken sounds no more");
+    await wire.say("dev/ct-1/alert/01MARK", "", true);
+    assert.deepEqual([...complaints(a), ...complaints(b)], []);
+  });
+
+  test("a withdrawn alert is said aloud and stays until it was seen", async () => {
+    const page = await fresh("a-2");
+    const document = alert({ alert_id: "01BACK", stage: "provisional" });
+    await wire.alert(document);
+    await sounds(page, "urgent");
+    await wire.alert({ ...document, rev: 2, stage: "final", state: "withdrawn" });
+    await sounds(page, "withdrawn");
+    await says(page, ".card.withdrawn", /Withdrawn.*still need a reader/s);
+    await shot(page, "withdrawn");
+    await page.getByRole("button", { name: "Seen" }).click();
+    await gone(page, ".card");
+    await wire.say("dev/ct-1/alert/01BACK", "", true);
+  });
+
+  test("a test is receipted and counts as a proof of life, and rings for nobody", async () => {
+    const page = await fresh("a-3");
+    await wire.beat({ last_proof_age_s: 800 });
+    await says(page, "[data-tile='proof-ct-1']", /13 min ago/);
+    await wire.alert(alert({ alert_id: "01TEST", kind: "test", age_ms: 2_000, subject: { ref: "T4T-11" } }));
+    await says(page, "[data-tile='proof-ct-1']", /\d s ago.*Test T4T-11/s);
+    for (const stage of ["received", "displayed"]) {
+      await wire.next(stage, (m) => m.topic.includes("sta/a-3/receipt") && m.body.alert_id === "01TEST" && m.body.stage === stage);
+    }
+    assert.equal(await page.locator(".card").count(), 0);
+    assert.equal(await heard(page, "urgent"), 0);
+    await wire.say("dev/ct-1/alert/01TEST", "", true);
+    await wire.beat();
+  });
+
+  test("a patient under seal opens with the station's key, and with no other", async () => {
+    const [with_key, without] = [await fresh("a-4", { key }), await fresh("b-4")];
+    const subject = { ref: "K3J-26", enc: sealed({ schema: "ichd.subject/1", study_ref: "5f1c", name: "DOE JANE", patient_id: "4711" }, key) };
+    await wire.alert(alert({ alert_id: "01SEAL", subject: { ...subject, location: "CT 1, emergency" } }));
+    await says(with_key, ".card .subject", /CT 1, emergency.*DOE JANE, 4711/s);
+    await says(without, ".card .subject", /CT 1, emergency/);
+    assert.doesNotMatch(await without.content(), /DOE/);
+    await wire.alert(alert({ alert_id: "01SEAL", rev: 2, subject }));
+    await says(without, ".card .note", /encrypted/);
+    await wire.say("dev/ct-1/alert/01SEAL", "", true);
+  });
+
+  test("proof of life ages and turns red; silence and a lost box are said aloud, and all is taken back", async () => {
+    const page = await fresh("a-5");
+    await gone(page, ".unavailable");
+    assert.equal(await look(page, "proof-ct-1"), "ok");
+    // Two seconds to go until two intervals have passed; the page counts them itself.
+    await wire.beat({ last_proof_age_s: 1_796 });
+    wire.silence();
+    await says(page, ".unavailable", /proof of life overdue/);
+    assert.equal(await look(page, "proof-ct-1"), "bad");
+    await shot(page, "proof-overdue");
+    await says(page, ".unavailable", /no heartbeat/);
+    await sounds(page, "unavailable");
+    await page.getByRole("button", { name: /Silence/ }).click();
+    await says(page, ".unavailable", /silenced/);
+    await wire.beat();
+    await gone(page, ".unavailable");
+    for (const state of ["maintenance", "offline", "lost", "init"]) {
+      await wire.status(state);
+      await until(state, async () => (await page.locator(".unavailable").getAttribute("data-codes")) === "status");
+    }
+    await wire.status("degraded", ["disk_low"]);
+    await gone(page, ".unavailable");
+    await wire.status("ready");
+  });
+
+  test("a cut link shows the banner, sounds, and the station comes back by itself with what it has", async () => {
+    const page = await fresh("a-6");
+    const document = alert({ alert_id: "01LINK" });
+    await wire.alert(document);
+    await sounds(page, "urgent");
+    await broker.down();
+    await visible(page, ".unavailable[data-codes='link']");
+    await visible(page, ".card.waiting");
+    assert.equal(await page.locator(".ack").isDisabled(), true, "nothing may look sent that is not");
+    await sounds(page, "unavailable");
+    await shot(page, "link-cut");
+    await broker.up();
+    await wire.status("ready");
+    await gone(page, ".unavailable");
+    // The broker kept nothing; the box says it again, and the station answers it again.
+    const n = wire.seen.length;
+    await wire.alert(document);
+    await until("a receipt again", () => wire.seen.slice(n).find((m) => m.topic.includes("sta/a-6/receipt")));
+    await page.locator(".ack").click();
+    await action("a-6", "ack");
+    await wire.say("dev/ct-1/alert/01LINK", "", true);
+  });
+
+  test("a station that dies is said offline by its will; a second tab takes over quietly", async () => {
+    const page = await fresh("a-7");
+    const tab = await page.context().newPage();
+    await tab.goto(daemon.page);
+    await visible(tab, ".plain button");
+    await tab.locator(".plain button").click();
+    await visible(tab, ".vitals");
+    await visible(page, ".plain button");
+    await until("the second tab is linked", async () => (await look(tab, "link")) === "ok");
+    await page.context().close();
+    await wire.next("offline", (m) => m.topic.endsWith("sta/a-7/status") && m.body.state === "offline");
+  });
+
+  test("after a reload the shift goes on, and a page that may not sound yet says so", async () => {
+    const page = await fresh("a-8");
+    await page.reload();
+    await visible(page, ".soundbar");
+    await until("sound_ok is taken back", () => wire.seen.filter((m) => m.topic.endsWith("sta/a-8/status")).at(-1).body.sound_ok === false);
+    await page.locator(".soundbar").click();
+    await gone(page, ".soundbar");
+    await until("sound_ok is back", () => wire.seen.filter((m) => m.topic.endsWith("sta/a-8/status")).at(-1).body.sound_ok);
+  });
+
+  test("Chinese, on a phone", async () => {
+    const page = await fresh("zh-1", { language: "zh", ward: "神经内科三病区", user: "李娜", size: { width: 414, height: 896 } });
+    await wire.alert(alert({ alert_id: "01ZH", state: "escalated", escalation: { step: 1, next_in_ms: 180_000 } }));
+    await says(page, ".card", /疑似颅内出血.*左侧 · 脑实质内, 脑室内/s);
+    await shot(page, "phone-zh");
+    assert.equal(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), true, "nothing is cut off");
+    await wire.say("dev/ct-1/alert/01ZH", "", true);
+  });
+
+  test("a viewer looks on and says nothing", async () => {
+    const page = await fresh("look-1", { role: "viewer", user: "" });
+    await wire.alert(alert({ alert_id: "01VIEW" }));
+    await says(page, ".card", /only looks on/);
+    assert.equal(await page.locator(".ack").count(), 0);
+    assert.ok(!wire.seen.some((m) => m.topic.includes("sta/look-1/")));
+    await wire.say("dev/ct-1/alert/01VIEW", "", true);
+  });
+});
+
+describe("HTTPS", () => {
+  let dir, tls, broker, daemon;
+  before(async () => {
+    dir = mkdtempSync(join(tmpdir(), "ichd-tls-"));
+    tls = peers.certificates(dir);
+    broker = await peers.Mosquitto.start(tls);
+  });
+  after(async () => {
+    await broker?.stop();
+    rmSync(dir, { recursive: true, force: true });
+  });
+  const fetch = (path, more = {}) =>
+    new Promise((done, fail) => {
+      const request = get(`${daemon.page}${path}`, { ca: readFileSync(tls("ca.crt")), agent: false, ...more }, (response) => {
+        response.resume().on("end", () => done(response));
+      });
+      request.on("error", fail);
+    });
+
+  test("page and broker over TLS, in a browser", async () => {
+    daemon = await peers.Daemon.start(broker, { tls });
+    try {
+      const page = await station(chromium, daemon.page, { name: "tls-1" });
+      await until("linked over wss", async () => (await look(page, "link")) === "ok");
+      await gone(page, ".unavailable");
+      assert.deepEqual(complaints(page), []);
+      const response = await fetch("/");
+      assert.match(response.headers["strict-transport-security"], /max-age/);
+      assert.match(response.headers["content-security-policy"], /default-src 'none'/);
+    } finally {
+      await daemon.stop();
+    }
+  });
+
+  test("with station.tls.ca, who shows no certificate gets no page", async () => {
+    daemon = await peers.Daemon.start(broker, { tls, station: `ca = "${tls("ca.crt")}"\n` });
+    try {
+      await assert.rejects(fetch("/config.json"));
+      const mine = { cert: readFileSync(tls("ward-3.crt")), key: readFileSync(tls("ward-3.key")) };
+      assert.equal((await fetch("/config.json", mine)).statusCode, 200);
+    } finally {
+      await daemon.stop();
+    }
+  });
+});
