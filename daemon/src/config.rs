@@ -224,6 +224,44 @@ pub struct Infer {
     pub trusted_keys: Vec<PathBuf>,
     /// Threads that read slices; 0 means one per core.
     pub threads: usize,
+    /// What runs the networks.
+    pub backend: Backend,
+    /// Shared library of ONNX Runtime, an absolute path; for `backend = "onnxruntime"`.
+    pub onnxruntime_library: Option<PathBuf>,
+    /// Where ONNX Runtime runs them.
+    pub onnxruntime_provider: Provider,
+}
+
+/// What runs the networks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// Pure Rust on the CPU.
+    Tract,
+    /// ONNX Runtime from a shared library; needs a program built with the cargo feature `ort`.
+    Onnxruntime,
+}
+
+impl Backend {
+    /// Name in configuration, journal and status.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Backend::Tract => "tract",
+            Backend::Onnxruntime => "onnxruntime",
+        }
+    }
+}
+
+/// Execution provider of ONNX Runtime.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Provider {
+    /// CPU.
+    Cpu,
+    /// NVIDIA CUDA.
+    Cuda,
+    /// NVIDIA TensorRT, CUDA for what it does not know.
+    Tensorrt,
 }
 
 impl Default for Infer {
@@ -232,6 +270,9 @@ impl Default for Infer {
             model: "/usr/share/ichd/models/ichd-base".into(),
             trusted_keys: vec!["/usr/share/ichd/models/keys/ichd-base.pub".into()],
             threads: 0,
+            backend: Backend::Tract,
+            onnxruntime_library: None,
+            onnxruntime_provider: Provider::Cpu,
         }
     }
 }
@@ -680,6 +721,22 @@ impl Config {
         if privacy.level > crate::privacy::Level::Location && privacy.keys.is_none() {
             return bad("privacy.keys", "is missing", "name the JWK Set that `ichd enrol key` makes");
         }
+        if self.infer.backend == Backend::Onnxruntime {
+            if !cfg!(feature = "ort") {
+                return bad(
+                    "infer.backend",
+                    "is not in this program",
+                    "choose `tract`, or build with the cargo feature `ort`",
+                );
+            }
+            if !self.infer.onnxruntime_library.as_ref().is_some_and(|path| path.is_absolute()) {
+                return bad(
+                    "infer.onnxruntime-library",
+                    "is no absolute path",
+                    "name the shared library, such as /usr/lib/libonnxruntime.so",
+                );
+            }
+        }
         let loopback = self.alert.broker_host == "localhost"
             || self.alert.broker_host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
         if self.alert.tls.is_none() && !loopback {
@@ -858,6 +915,8 @@ mod tests {
         let shift = "[[escalation.shift]]\nname = \"night\"\nfrom = \"25:00\"\nto = \"07:00\"\nfirst = [\"nurse\"]\nsteps = []\n";
         assert!(check(shift).unwrap_err().contains("escalation.shift"));
         check(&shift.replace("25", "22")).unwrap();
+        let key = if cfg!(feature = "ort") { "infer.onnxruntime-library" } else { "infer.backend" };
+        assert!(check("[infer]\nbackend = \"onnxruntime\"\n").unwrap_err().contains(key));
         assert!(
             Config::parse("[site]\nname = \"north\"\ndevice = \"ct-1\"\n").unwrap_err().contains("profile")
         );

@@ -243,6 +243,7 @@ pub async fn run(
             heartbeat: links.heartbeat,
             stations,
             proof_interval_s: config.proof.interval_s,
+            reader: reader.clone(),
             ledger: ledger.clone(),
             state_directory: config.state.directory.clone(),
             free_bytes_min: config.receive.free_bytes_min,

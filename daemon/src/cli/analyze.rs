@@ -5,15 +5,16 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{Failure, sheet};
+use super::Failure;
+use super::sheet::{Sheet, Tile};
 use crate::assemble::{Flag, Volume, geometry, study};
 use crate::chain;
-use crate::config;
+use crate::config::{self, Profile};
 use crate::decide::{
     Disposition, Finding, NamedScores, SliceScores, Stage, Verdict, Why, decide, suitability,
 };
 use crate::dicom::{SeriesUid, SliceId, SopInstanceUid, StudyUid};
-use crate::infer::{ModelId, Reader, Reading, SeriesCache, Timings};
+use crate::infer::{Class, ModelId, ReadError, Reader, Reading, SeriesCache, Timings, hounsfield};
 use crate::spool::Instance;
 
 /// Arguments of `ichd analyze`.
@@ -37,9 +38,20 @@ pub struct Args {
     /// Write a contact sheet of every series that was read into this folder.
     #[arg(long, value_name = "DIR")]
     png: Option<PathBuf>,
+    /// What the contact sheet may say and mark: `assist` or `triage`; the configuration's where absent.
+    #[arg(long, value_name = "PROFILE", value_parser = parse_profile)]
+    profile: Option<Profile>,
     /// Write the canonical verdict (the bytes a replay reproduces) instead of the analysis.
     #[arg(long)]
     verdict: bool,
+}
+
+fn parse_profile(text: &str) -> Result<Profile, String> {
+    match text {
+        "assist" => Ok(Profile::Assist),
+        "triage" => Ok(Profile::Triage),
+        _ => Err("assist or triage".into()),
+    }
 }
 
 /// One line of `analyze --json`, schema 1.
@@ -175,16 +187,54 @@ fn judge(
     if let (Some(folder), Ok(reading)) = (&args.png, &reading) {
         // Named by what was read, never by whom.
         let path = folder.join(format!("{}.png", &verdict.input_sha256[..16]));
-        let of = |id: &SliceId| volume.slices.iter().find(|s| s.instance.header.id() == *id);
-        let planes: Result<Vec<_>, _> =
-            reading.slices.iter().filter_map(|s| of(&s.slice)).map(|s| reader.picture(s)).collect();
         std::fs::create_dir_all(folder)
             .map_err(|e| e.to_string())
-            .and_then(|()| planes.map_err(|e| chain(&e)))
-            .and_then(|planes| sheet::write(&path, reading, &planes, verdict.disposition.finding()))
+            .and_then(|()| sheet(volume, reading, &verdict, reader, profile(args)).map_err(|e| chain(&e)))
+            .and_then(|sheet| sheet.write(&path))
             .map_err(|e| Failure::failed(format!("failed to write `{}`: {e}", path.display())))?;
     }
     Ok((verdict, ms))
+}
+
+/// `--profile`, or the configuration's, or the shipped example's.
+fn profile(args: &Args) -> Profile {
+    let configured = args.config.as_ref().and_then(|path| config::Config::load(path).ok());
+    args.profile.or(configured.map(|c| c.site.profile)).unwrap_or(Profile::Assist)
+}
+
+/// Decodes the slices again: a reading keeps no pixels.
+fn sheet<'a>(
+    volume: &Volume,
+    reading: &'a Reading,
+    verdict: &'a Verdict,
+    reader: &Reader,
+    profile: Profile,
+) -> Result<Sheet<'a>, ReadError> {
+    let of = |id: &SliceId| volume.slices.iter().position(|s| s.instance.header.id() == *id);
+    let mut tiles = Vec::new();
+    for slice in &reading.slices {
+        let Some(place) = of(&slice.slice) else { continue };
+        let plane = reader.picture(&volume.slices[place])?;
+        tiles.push(Tile { place, plane, any: slice.fused.of(Class::Any), map: slice.map.clone() });
+    }
+    let key = match verdict.disposition.finding().and_then(|f| of(&f.key())) {
+        Some(place) => {
+            let instance = &volume.slices[place].instance;
+            let image = hounsfield::decode(&instance.path, &instance.header)
+                .map_err(|source| ReadError::Decode { sop: instance.header.sop.clone(), source })?;
+            Some((place, image))
+        }
+        None => None,
+    };
+    Ok(Sheet {
+        tiles,
+        key,
+        field_mm: reader.field_mm(),
+        reading,
+        disposition: &verdict.disposition,
+        profile,
+        input_sha256: &verdict.input_sha256,
+    })
 }
 
 fn print(args: &Args, volume: &Volume, verdict: &Verdict, ms: Timings) {

@@ -427,6 +427,20 @@ pub struct NamedScores {
     subdural: f32,
 }
 
+impl NamedScores {
+    /// Probability of one class.
+    pub fn of(&self, class: Class) -> f32 {
+        match class {
+            Class::Any => self.any,
+            Class::Epidural => self.epidural,
+            Class::Intraparenchymal => self.intraparenchymal,
+            Class::Intraventricular => self.intraventricular,
+            Class::Subarachnoid => self.subarachnoid,
+            Class::Subdural => self.subdural,
+        }
+    }
+}
+
 impl From<&Scores> for NamedScores {
     fn from(scores: &Scores) -> Self {
         let [any, epidural, intraparenchymal, intraventricular, subarachnoid, subdural] = scores.0;
@@ -439,7 +453,7 @@ mod tests {
     use super::*;
     use crate::assemble::geometry::place;
     use crate::assemble::testing::{instance_at, series_uid, study_uid};
-    use crate::infer::{LesionArea, Timings, Tissue};
+    use crate::infer::{LesionArea, LesionMap, Timings, Tissue};
     use proptest::prelude::*;
 
     fn policy() -> Policy {
@@ -469,8 +483,14 @@ mod tests {
                 base: scores,
                 seq1: scores,
                 fused: scores,
-                tissue: Tissue { enclosed_cm2: 150.0, brain_cm2: 140.0, body_cm2: 200.0, blank: false },
+                tissue: Tissue {
+                    enclosed_cm2: 150.0,
+                    brain_cm2: 140.0,
+                    body_cm2: 200.0,
+                    ..Tissue::default()
+                },
                 lesion: LesionArea { left_cm2: if p > 0.5 { left_cm2 } else { 0.0 }, right_cm2: 0.0 },
+                map: LesionMap::default(),
             }
         });
         let slices: Vec<_> = slices.collect();

@@ -163,8 +163,12 @@ mod tests {
 
     #[test]
     fn a_skull_full_of_air_is_no_brain_and_a_belly_is_no_head() {
-        let slice =
-            |enclosed_cm2, brain_cm2| Tissue { enclosed_cm2, brain_cm2, body_cm2: 200.0, blank: false };
+        let slice = |enclosed_cm2, brain_cm2| Tissue {
+            enclosed_cm2,
+            brain_cm2,
+            body_cm2: 200.0,
+            ..Tissue::default()
+        };
         assert_eq!(by_pixels(&[slice(150.0, 140.0); 20]), Ok(()));
         assert_eq!(by_pixels(&[slice(150.0, 2.0); 20]), Err(Why::NoBrainTissue));
         assert_eq!(by_pixels(&[slice(3.0, 2.0); 20]), Err(Why::NotHead));

@@ -12,6 +12,7 @@ use crate::alert::publisher::Link;
 use crate::alert::stations::Stations;
 use crate::clock;
 use crate::config;
+use crate::infer::Reader;
 use crate::ledger::Ledger;
 use crate::ledger::alerts::Experience;
 use crate::spool::free_bytes;
@@ -31,6 +32,8 @@ pub struct Wiring {
     pub stations: Stations,
     /// How often a proof of life is due, s; 0: only on demand.
     pub proof_interval_s: u64,
+    /// Says when it does not run on the backend that was asked for.
+    pub reader: Arc<Reader>,
     /// Outbox depth, open alerts, proofs of life.
     pub ledger: Arc<Ledger>,
     /// Whose free space counts.
@@ -92,6 +95,7 @@ impl Wiring {
         // A few kilobytes a second, read anew: a renewed certificate ends the warning by itself.
         let certificates = self.certificates.iter().map(PathBuf::as_path);
         reasons.extend(tls::expiry_reason(certificates, clock::wall_ms()));
+        reasons.extend(self.reader.degraded().map(str::to_owned));
         reasons.extend(self.link.borrow().reasons.iter().cloned());
         let ledger = &self.ledger;
         let (open_alerts, oldest, proof, silence) = tokio::task::block_in_place(|| {

@@ -60,6 +60,8 @@ pub struct SeriesCache {
     pub(super) tissue: HashMap<SliceId, Tissue>,
     pub(super) base: HashMap<Triple, Arc<BaseOutput>>,
     pub(super) ends: Ends,
+    /// Which of the reader's backends computed `base`.
+    pub(super) backend: usize,
 }
 
 impl SeriesCache {

@@ -20,6 +20,8 @@ pub use golden::Golden;
 pub use package::ModelError;
 pub use reader::{ReadError, Reader};
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::dicom::SliceId;
@@ -91,6 +93,9 @@ pub struct Tissue {
     pub brain_cm2: f32,
     /// Area of everything denser than air (above -500 HU), cm2.
     pub body_cm2: f32,
+    /// Where the head's middle lies, mm from the image's middle toward the patient's left: the centroid of the enclosed
+    /// area, or of the body where nothing much is enclosed.
+    pub middle_mm: f32,
     /// Whether all pixels hold one and the same value, or one is not a number.
     pub blank: bool,
 }
@@ -102,6 +107,36 @@ pub struct LesionArea {
     pub left_cm2: f32,
     /// The same on the right, cm2.
     pub right_cm2: f32,
+}
+
+/// Where the base CNN sees a lesion in one slice: probabilities on a coarse grid over the network's field, row-major,
+/// rows from front to back, columns from the patient's right to left. For pictures, never for the decision itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LesionMap {
+    /// Side of the grid, cells.
+    pub px: usize,
+    /// [px x px], 0 to 1.
+    pub p: Arc<[f32]>,
+}
+
+impl LesionMap {
+    /// Probability at a point of the field, both coordinates 0 to 1 (right to left, front to back); bilinear.
+    pub fn at(&self, x: f64, y: f64) -> f32 {
+        let Some(last) = self.px.checked_sub(1) else { return 0.0 };
+        let along = |at: f64| {
+            let at = (at * self.px as f64 - 0.5).clamp(0.0, last as f64);
+            (at.floor() as usize, (at.floor() as usize + 1).min(last), at.fract() as f32)
+        };
+        let ((left, right, fx), (top, bottom, fy)) = (along(x), along(y));
+        let row = |y: usize| self.p[y * self.px + left] * (1.0 - fx) + self.p[y * self.px + right] * fx;
+        row(top) * (1.0 - fy) + row(bottom) * fy
+    }
+}
+
+impl Default for LesionMap {
+    fn default() -> Self {
+        LesionMap { px: 0, p: Arc::from([]) }
+    }
 }
 
 /// The three stages' answer for one slice.
@@ -121,6 +156,8 @@ pub struct SliceReading {
     pub tissue: Tissue,
     /// Lesion map measures.
     pub lesion: LesionArea,
+    /// Lesion map.
+    pub map: LesionMap,
 }
 
 /// Which model answered.

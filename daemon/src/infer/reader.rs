@@ -6,17 +6,18 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use super::backend::tract::Tract;
-use super::backend::{Backend, BaseOutput, SEQ2_COLUMNS};
+use super::backend::{self, Backend, BaseOutput, SEQ2_COLUMNS};
 use super::cache::{PlaneAndTissue, SeriesCache, id, triple};
 use super::hounsfield::{self, DecodeError, HuImage};
 use super::manifest::{Channel, Input, ManifestError};
 use super::package::{ModelError, Package, read_keys};
 use super::{
-    Golden, LesionArea, ModelId, Reading, Scores, SliceReading, Timings, choose, golden, preprocess, tissue,
+    Golden, LesionArea, LesionMap, ModelId, Reading, Scores, SliceReading, Timings, choose, golden,
+    preprocess, tissue,
 };
 use crate::assemble::{PlacedSlice, Volume};
 use crate::clock;
@@ -56,9 +57,14 @@ pub enum ReadError {
     },
 }
 
-/// A loaded model that has proved itself on its golden series.
+/// A loaded model that has proved itself on its golden series, on every backend it may run on.
 pub struct Reader {
-    backend: Box<dyn Backend>,
+    /// The preferred one first; each falls back to the one after it, the last is `tract`.
+    backends: Vec<Box<dyn Backend>>,
+    /// Position of the one at work.
+    at_work: AtomicUsize,
+    /// Why it is not the one that was asked for, as a reason of the status document.
+    degraded: OnceLock<String>,
     input: Input,
     channels: Vec<Channel>,
     map_px: usize,
@@ -78,20 +84,38 @@ impl Reader {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => n,
         };
-        let mut reader =
-            Self::with(Box::new(Tract::load(&package)?), &package, threads).map_err(ModelError::Manifest)?;
-        reader.golden = golden::prove(&reader, &package)?;
-        Ok(reader)
+        let tract: Box<dyn Backend> = Box::new(Tract::load(&package)?);
+        let mut plain = Self::with(vec![tract], &package, threads).map_err(ModelError::Manifest)?;
+        plain.golden = golden::prove(&plain, &package)?;
+        let proven = |backend| {
+            let alone = Self::with(vec![backend], &package, threads).map_err(|e| e.to_string())?;
+            golden::prove(&alone, &package).map_err(|e| e.to_string())?;
+            Ok(alone.backends)
+        };
+        match backend::preferred(&package, config, threads) {
+            None => Ok(plain),
+            Some(preferred) => match preferred.and_then(proven) {
+                Ok(backends) => {
+                    Ok(Reader { backends: backends.into_iter().chain(plain.backends).collect(), ..plain })
+                }
+                Err(detail) => {
+                    plain.say_degraded(config.backend.as_str(), &detail);
+                    Ok(plain)
+                }
+            },
+        }
     }
 
     pub(super) fn with(
-        backend: Box<dyn Backend>,
+        backends: Vec<Box<dyn Backend>>,
         package: &Package,
         threads: usize,
     ) -> Result<Self, ManifestError> {
         let manifest = &package.manifest;
         Ok(Reader {
-            backend,
+            backends,
+            at_work: AtomicUsize::new(0),
+            degraded: OnceLock::new(),
             input: manifest.input.clone(),
             channels: manifest.channels()?,
             map_px: manifest.graphs.base.map_px,
@@ -131,6 +155,50 @@ impl Reader {
         &self.model
     }
 
+    /// Name of the backend at work.
+    pub fn backend(&self) -> &'static str {
+        self.backends[self.at_work.load(Ordering::Relaxed)].name()
+    }
+
+    /// Why that is not the one that was asked for, as a reason of the status document.
+    pub fn degraded(&self) -> Option<&str> {
+        self.degraded.get().map(String::as_str)
+    }
+
+    fn say_degraded(&self, failed: &str, detail: &str) {
+        log::error!(event = "backend_failed", backend = failed; "backend {failed} failed, tract reads on: {detail}");
+        let _ = self.degraded.set(format!("backend_failed:{failed}"));
+    }
+
+    /// Runs `work` on the backend at work. Where that one fails, the next one starts afresh: a reading is never made
+    /// of two backends' answers.
+    fn on_backend<T>(
+        &self,
+        cache: &mut SeriesCache,
+        work: impl Fn(&dyn Backend, &mut SeriesCache) -> Result<T, ReadError>,
+    ) -> Result<T, ReadError> {
+        loop {
+            let at = self.at_work.load(Ordering::Relaxed);
+            if cache.backend != at {
+                cache.base.clear();
+                cache.backend = at;
+            }
+            let backend = &*self.backends[at];
+            match guarded(|| work(backend, cache)) {
+                Err(ReadError::Model { detail }) if at + 1 < self.backends.len() => {
+                    self.say_degraded(backend.name(), &detail);
+                    self.at_work.store(at + 1, Ordering::Relaxed);
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Side of the square that planes and lesion maps cover, mm, centred on the image.
+    pub fn field_mm(&self) -> f64 {
+        self.input.field_mm
+    }
+
     /// Threads that read slices.
     pub fn threads(&self) -> usize {
         self.threads
@@ -149,7 +217,8 @@ impl Reader {
         let more = wanted.len() > slices_max;
         wanted.truncate(slices_max);
         if !wanted.is_empty() {
-            guarded(|| self.fill(&ahead.slices, &wanted, cache, &mut Timings::default()))?;
+            let ms = &Mutex::default();
+            self.on_backend(cache, |backend, cache| self.fill(backend, &ahead.slices, &wanted, cache, ms))?;
         }
         Ok(more)
     }
@@ -164,27 +233,33 @@ impl Reader {
 
     /// Reads a whole volume; what the cache holds is not computed again.
     pub fn read(&self, volume: &Volume, cache: &mut SeriesCache) -> Result<Reading, ReadError> {
-        guarded(|| self.read_unguarded(volume, cache))
+        self.on_backend(cache, |backend, cache| self.read_on(backend, volume, cache))
     }
 
-    fn read_unguarded(&self, volume: &Volume, cache: &mut SeriesCache) -> Result<Reading, ReadError> {
+    fn read_on(
+        &self,
+        backend: &dyn Backend,
+        volume: &Volume,
+        cache: &mut SeriesCache,
+    ) -> Result<Reading, ReadError> {
         let start = clock::now();
-        let mut ms = Timings::default();
+        let spent = Mutex::default();
         let chosen = choose::slices(volume, self.input.step_mm_min);
         let all: Vec<usize> = (0..chosen.len()).collect();
-        self.fill(&chosen, &all, cache, &mut ms)?;
+        self.fill(backend, &chosen, &all, cache, &spent)?;
         let sequence_start = clock::now();
         let base: Vec<Arc<BaseOutput>> =
             all.iter().map(|&i| cache.base[&triple(&chosen, i)].clone()).collect();
         let features: Vec<f32> = base.iter().flat_map(|b| b.features.iter().copied()).collect();
         let model = |detail| ReadError::Model { detail };
-        let seq1 = self.backend.seq1(&features).map_err(model)?;
+        let seq1 = backend.seq1(&features).map_err(model)?;
         let mut x = Vec::with_capacity(chosen.len() * SEQ2_COLUMNS);
         for (i, (b, s)) in base.iter().zip(&seq1).enumerate() {
             x.extend(b.probs.iter().chain(s));
             x.push(step_meta(&chosen, i));
         }
-        let fused = self.backend.seq2(&x).map_err(model)?;
+        let fused = backend.seq2(&x).map_err(model)?;
+        let mut ms: Timings = *locked(&spent);
         ms.sequence = millis(sequence_start);
         let slices: Vec<SliceReading> = all
             .iter()
@@ -195,7 +270,8 @@ impl Reader {
                 seq1: Scores(seq1[i]),
                 fused: Scores(fused[i]),
                 tissue: cache.tissue[&id(chosen[i])],
-                lesion: self.lesion_area(&base[i].map),
+                lesion: self.lesion_area(&base[i].map, cache.tissue[&id(chosen[i])].middle_mm),
+                map: LesionMap { px: self.map_px, p: base[i].map.clone() },
             })
             .collect();
         let mut series = Scores::default();
@@ -215,18 +291,18 @@ impl Reader {
     /// Computes what is missing for the wanted slices, on all threads.
     fn fill(
         &self,
+        backend: &dyn Backend,
         chosen: &[&PlacedSlice],
         wanted: &[usize],
         cache: &mut SeriesCache,
-        ms: &mut Timings,
+        spent: &Mutex<Timings>,
     ) -> Result<(), ReadError> {
         let todo: Vec<usize> =
             wanted.iter().copied().filter(|&i| !cache.base.contains_key(&triple(chosen, i))).collect();
         let slots = Slots::new(chosen, &todo, cache);
-        let spent = Mutex::new(Timings::default());
         let outputs = self.parallel(todo.len(), |n| {
             let i = todo[n];
-            let planes = slots.neighbours(i, |j| self.plane(chosen[j], &spent))?;
+            let planes = slots.neighbours(i, |j| self.plane(chosen[j], spent))?;
             let start = clock::now();
             let x = preprocess::tensor(
                 [&planes[0].hu, &planes[1].hu, &planes[2].hu],
@@ -236,8 +312,8 @@ impl Reader {
             drop(planes);
             slots.done(i);
             let windowed_ms = millis(start);
-            let output = self.backend.base(&x).map_err(|detail| ReadError::Model { detail })?;
-            let mut spent = locked(&spent);
+            let output = backend.base(&x).map_err(|detail| ReadError::Model { detail })?;
+            let mut spent = locked(spent);
             spent.preprocess += windowed_ms;
             spent.base += millis(start) - windowed_ms;
             Ok(Arc::new(output))
@@ -247,10 +323,6 @@ impl Reader {
             cache.base.insert(triple(chosen, i), output);
         }
         cache.keep_planes(chosen, planes);
-        let spent = locked(&spent);
-        ms.decode += spent.decode;
-        ms.preprocess += spent.preprocess;
-        ms.base += spent.base;
         Ok(())
     }
 
@@ -321,17 +393,17 @@ impl Reader {
         all.into_iter().map(|(_, result)| result).collect()
     }
 
-    /// Image right is the patient's left after [`hounsfield`] has turned the slice upright.
-    fn lesion_area(&self, map: &[f32]) -> LesionArea {
-        let cell_cm = self.input.field_mm / self.map_px as f64 / 10.0;
-        let cell_cm2 = (cell_cm * cell_cm) as f32;
+    /// Columns run to the patient's left after [`hounsfield`] has turned the slice upright. Sides are those of the
+    /// head, which need not lie in the middle of the image.
+    fn lesion_area(&self, map: &[f32], middle_mm: f32) -> LesionArea {
+        let cell_mm = self.input.field_mm / self.map_px as f64;
+        let cell_cm2 = (cell_mm * cell_mm / 100.0) as f32;
         let mut area = LesionArea::default();
-        for (i, p) in map.iter().enumerate() {
-            if *p >= MAP_THRESHOLD {
-                let side =
-                    if i % self.map_px >= self.map_px / 2 { &mut area.left_cm2 } else { &mut area.right_cm2 };
-                *side += cell_cm2;
-            }
+        for i in map.iter().enumerate().filter(|(_, p)| **p >= MAP_THRESHOLD).map(|(i, _)| i) {
+            let right_edge_mm = (i % self.map_px) as f64 * cell_mm - self.input.field_mm / 2.0;
+            let on_right = ((f64::from(middle_mm) - right_edge_mm) / cell_mm).clamp(0.0, 1.0) as f32;
+            area.right_cm2 += cell_cm2 * on_right;
+            area.left_cm2 += cell_cm2 * (1.0 - on_right);
         }
         area
     }

@@ -1,6 +1,7 @@
 //! The reader on phantom series from disk: what is read ahead never changes an answer, and what cannot be read says so.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ichd_phantom::{Bleed, SeriesOptions};
 use proptest::prelude::*;
@@ -43,7 +44,7 @@ impl Backend for Hashing {
     fn base(&self, x: &[f32]) -> Result<BaseOutput, String> {
         let whole = [hash(x, 1)];
         let features = (0..256).map(|f| hash(&whole, f)).collect();
-        Ok(BaseOutput { features, probs: row(&whole, 1), map: vec![hash(&whole, 9); 24 * 24] })
+        Ok(BaseOutput { features, probs: row(&whole, 1), map: vec![hash(&whole, 9); 24 * 24].into() })
     }
 
     fn seq1(&self, features: &[f32]) -> Result<Vec<[f32; 6]>, String> {
@@ -59,7 +60,7 @@ impl Backend for Hashing {
 pub(super) fn quick_reader(threads: usize) -> Reader {
     let config = shipped();
     let package = Package::open(&config.model, &read_keys(&config.trusted_keys).unwrap()).unwrap();
-    Reader::with(Box::new(Hashing), &package, threads).unwrap().on_grid(48)
+    Reader::with(vec![Box::new(Hashing)], &package, threads).unwrap().on_grid(48)
 }
 
 /// A phantom head on disk.
@@ -272,8 +273,43 @@ fn a_backend_that_fails_or_panics_is_the_series_trouble_alone() {
     }
     let config = shipped();
     let package = Package::open(&config.model, &read_keys(&config.trusted_keys).unwrap()).unwrap();
-    let reader = Reader::with(Box::new(Failing), &package, 2).unwrap().on_grid(48);
+    let reader = Reader::with(vec![Box::new(Failing)], &package, 2).unwrap().on_grid(48);
     let series = OnDisk::new(14, 5.0, 32);
     let answer = reader.read(&series.whole(), &mut SeriesCache::default());
     assert!(matches!(answer, Err(ReadError::Panicked)), "{answer:?}");
+}
+
+#[test]
+fn a_backend_that_fails_in_the_middle_of_a_series_is_replaced_and_none_of_its_answers_is_kept() {
+    /// Answers otherwise than [`Hashing`], so often, and then fails.
+    struct Breaking(AtomicUsize);
+    impl Backend for Breaking {
+        fn name(&self) -> &'static str {
+            "breaking"
+        }
+        fn base(&self, x: &[f32]) -> Result<BaseOutput, String> {
+            if self.0.fetch_add(1, Ordering::Relaxed) >= 9 {
+                return Err("the GPU has fallen off the bus".into());
+            }
+            Ok(BaseOutput { probs: [0.25; 6], ..Hashing.base(x)? })
+        }
+        fn seq1(&self, features: &[f32]) -> Result<Vec<[f32; 6]>, String> {
+            Hashing.seq1(features)
+        }
+        fn seq2(&self, x: &[f32]) -> Result<Vec<[f32; 6]>, String> {
+            Hashing.seq2(x)
+        }
+    }
+    let config = shipped();
+    let package = Package::open(&config.model, &read_keys(&config.trusted_keys).unwrap()).unwrap();
+    let backends: Vec<Box<dyn Backend>> = vec![Box::new(Breaking(AtomicUsize::new(0))), Box::new(Hashing)];
+    let reader = Reader::with(backends, &package, 2).unwrap().on_grid(48);
+    let series = OnDisk::new(14, 5.0, 32);
+    let mut cache = SeriesCache::default();
+    reader.prefetch(&series.volume(0..8), &mut cache, 4).unwrap();
+    assert_eq!((reader.backend(), reader.degraded(), cache.n_read()), ("breaking", None, 4));
+    let reading = reader.read(&series.whole(), &mut cache).unwrap();
+    assert_eq!((reader.backend(), reader.degraded()), ("hashing", Some("backend_failed:breaking")));
+    let alone = quick_reader(2).read(&series.whole(), &mut SeriesCache::default()).unwrap();
+    assert_eq!(bits(&reading), bits(&alone));
 }

@@ -7,6 +7,9 @@ const BONE_HU: f32 = 250.0;
 /// Sutures, fractures and partial volume are sealed up to about this width, mm.
 const SEAL_MM: f64 = 4.0;
 
+/// An enclosed area below this does not show where the head's middle is, cm2.
+const MIDDLE_MIN_CM2: f32 = 35.0;
+
 /// Measures one plane of `size` x `size` pixels of `pixel_mm`.
 pub fn measure(plane: &Plane, size: usize, pixel_mm: f64, blank: bool) -> Tissue {
     let pixel_cm2 = (pixel_mm * pixel_mm / 100.0) as f32;
@@ -19,8 +22,19 @@ pub fn measure(plane: &Plane, size: usize, pixel_mm: f64, blank: bool) -> Tissue
     let enclosed = grow(&core, size, radius);
     let count =
         |test: &dyn Fn(usize) -> bool| (0..plane.len()).filter(|&i| test(i)).count() as f32 * pixel_cm2;
+    let enclosed_cm2 = count(&|i| enclosed[i] && !bone[i]);
+    let middle = |test: &dyn Fn(usize) -> bool| {
+        let columns = (0..plane.len()).filter(|&i| test(i)).map(|i| i % size);
+        let (n, sum) = columns.fold((0usize, 0usize), |(n, sum), column| (n + 1, sum + column));
+        if n == 0 { 0.0 } else { ((sum as f64 / n as f64 + 0.5 - size as f64 / 2.0) * pixel_mm) as f32 }
+    };
     Tissue {
-        enclosed_cm2: count(&|i| enclosed[i] && !bone[i]),
+        enclosed_cm2,
+        middle_mm: if enclosed_cm2 >= MIDDLE_MIN_CM2 {
+            middle(&|i| enclosed[i])
+        } else {
+            middle(&|i| plane[i] > -500.0)
+        },
         brain_cm2: count(&|i| enclosed[i] && (0.0..=90.0).contains(&plane[i])),
         body_cm2: count(&|i| plane[i] > -500.0),
         blank: blank || plane.iter().any(|hu| !hu.is_finite()),

@@ -11,7 +11,7 @@
 mod capture;
 pub(crate) mod dataset;
 mod driver;
-mod font;
+pub(crate) mod font;
 mod key_object;
 mod report;
 pub(crate) mod scu;

@@ -1,9 +1,14 @@
 //! The three graphs behind one trait. [`tract`] is the default; others fall back to it.
 
+#[cfg(feature = "ort")]
+pub mod onnxruntime;
 pub mod tract;
+
+use std::sync::Arc;
 
 use super::manifest::Manifest;
 use super::package::{ModelError, Package};
+use crate::config;
 
 /// Columns of sequence 2: six base, six sequence 1, one spacing.
 pub const SEQ2_COLUMNS: usize = 13;
@@ -18,7 +23,7 @@ pub struct BaseOutput {
     /// [6].
     pub probs: [f32; 6],
     /// [M x M], lesion probability.
-    pub map: Vec<f32>,
+    pub map: Arc<[f32]>,
 }
 
 /// What runs the graphs. Calls may come from several threads at once; one input gives one output, bit for bit.
@@ -45,6 +50,29 @@ pub trait Backend: Send + Sync {
         self.seq1(&vec![0.0; TRIAL_SLICES * shapes.features]).map_err(refuse(&graphs.seq1.file))?;
         self.seq2(&[0.0; TRIAL_SLICES * SEQ2_COLUMNS]).map_err(refuse(&graphs.seq2.file))?;
         Ok(())
+    }
+}
+
+/// The backend that the configuration prefers to `tract`, if any.
+pub fn preferred(
+    package: &Package,
+    config: &config::Infer,
+    threads: usize,
+) -> Option<Result<Box<dyn Backend>, String>> {
+    match config.backend {
+        config::Backend::Tract => None,
+        #[cfg(feature = "ort")]
+        config::Backend::Onnxruntime => {
+            let library = config.onnxruntime_library.clone().unwrap_or_default();
+            let loaded =
+                onnxruntime::OnnxRuntime::load(package, &library, config.onnxruntime_provider, threads);
+            Some(loaded.map(|b| Box::new(b) as Box<dyn Backend>))
+        }
+        #[cfg(not(feature = "ort"))]
+        config::Backend::Onnxruntime => {
+            let _ = (package, threads);
+            Some(Err("this program was built without the cargo feature `ort`".into()))
+        }
     }
 }
 
@@ -86,7 +114,7 @@ impl Shapes {
         if !probs.iter().all(|p| (0.0..=1.0).contains(p)) {
             return Err("base graph answered something else than probabilities".into());
         }
-        Ok(BaseOutput { features, probs, map })
+        Ok(BaseOutput { features, probs, map: map.into() })
     }
 }
 
