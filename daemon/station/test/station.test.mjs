@@ -73,7 +73,8 @@ describe("the real chain", () => {
     assert.deepEqual(rest, {
       schema: "ichd.action/1", alert_id: document.alert_id, verb: "ack", user: "Li Na", reason: null, feedback: null,
     });
-    await shot(ward, "acknowledging");
+    for (const page of [ward, desk]) await says(page, ".card.taken .who", /Acknowledged by Li Na, ward-3/);
+    await shot(desk, "acknowledged-real");
 
     await ward.getByRole("button", { name: "Engineer" }).click();
     await says(ward, ".engineer", /suspected/);
@@ -313,7 +314,8 @@ describe("HTTPS", () => {
       const page = await station(chromium, daemon.page, { name: "tls-1" });
       await until("linked over wss", async () => (await look(page, "link")) === "ok");
       await gone(page, ".unavailable");
-      assert.deepEqual(complaints(page), []);
+      // Our authority is in no store of this Chromium: it keeps no page of ours, and shows it all the same.
+      assert.deepEqual(complaints(page).filter((line) => !line.startsWith("An SSL certificate error")), []);
       const response = await fetch("/");
       assert.match(response.headers["strict-transport-security"], /max-age/);
       assert.match(response.headers["content-security-policy"], /default-src 'none'/);
