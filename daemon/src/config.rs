@@ -47,6 +47,9 @@ pub struct Config {
     /// Proof of life.
     #[serde(default)]
     pub proof: Proof,
+    /// How long instances are kept.
+    #[serde(default)]
+    pub spool: crate::evidence::retention::Config,
     /// Liveness.
     #[serde(default)]
     pub health: Health,
@@ -700,6 +703,13 @@ impl Config {
         if self.report.destination.iter().any(|d| d.objects.is_empty()) {
             return bad("report.destination.objects", "is empty", "name at least one kind, or leave it out");
         }
+        if self.spool.free_bytes_target < self.receive.free_bytes_min {
+            return bad(
+                "spool.free-bytes-target",
+                "is below receive.free-bytes-min",
+                "raise it: scanners would be refused before anything is purged",
+            );
+        }
         if self.metrics.listen.is_some_and(|address| !address.ip().is_loopback()) {
             return bad(
                 "metrics.listen",
@@ -885,6 +895,13 @@ mod tests {
         assert!(check(no_port).unwrap_err().contains("report.destination.address"));
         let kind = "[[report.destination]]\nae-title = \"PACS\"\naddress = \"h:104\"\nobjects = [\"sr\"]\n";
         assert!(check(kind).unwrap_err().contains("report"));
+    }
+
+    #[test]
+    fn room_is_made_before_a_scanner_is_refused() {
+        let message = check("[spool]\nfree-bytes-target = 1000\n").unwrap_err();
+        assert!(message.contains("spool.free-bytes-target"), "{message}");
+        check("[spool]\nkeep-days = 0\n").unwrap();
     }
 
     #[test]

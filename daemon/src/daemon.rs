@@ -162,6 +162,7 @@ pub async fn run(
     let (jobs, outcomes) = infer::driver::spawn(reader.clone(), infer_pulse).map_err(RunError::Thread)?;
     let (actions_tx, actions) = mpsc::channel(ACTIONS_MAX);
     let (failed_tx, failed) = mpsc::channel(ACTIONS_MAX);
+    let (forget_tx, forget) = mpsc::channel(ACTIONS_MAX);
     let judge = tokio::spawn(decide::driver::run(decide::driver::Wiring {
         actions,
         jobs,
@@ -183,6 +184,7 @@ pub async fn run(
             events,
             rescan_wanted: rescan_wanted.clone(),
             failed,
+            forget,
             actions: actions_tx,
             spool: spool.clone(),
             already_read,
@@ -252,6 +254,11 @@ pub async fn run(
         },
     ));
 
+    let retention = tokio::spawn(evidence::retention::run(
+        config.spool.clone(),
+        evidence::retention::Wiring { spool, ledger: ledger.clone(), forget: forget_tx },
+        shutdown.clone(),
+    ));
     let evidence = evidence::spawn(
         metrics,
         evidence::metrics::Wiring {
@@ -286,6 +293,7 @@ pub async fn run(
         ("control", control),
         ("alert", links.task),
         ("report", reports),
+        ("retention", retention),
         ("evidence", evidence),
     ];
     stages.extend(page.map(|page| ("station", page)));

@@ -96,3 +96,41 @@ fn prometheus_can_scrape_and_promtool_finds_nothing_to_complain_about() {
         .output();
     assert_eq!(String::from_utf8_lossy(&elsewhere.unwrap().stdout), "404");
 }
+
+#[test]
+fn what_is_old_is_purged_and_what_is_open_is_not() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let mut appliance = Appliance::alerts_to(&broker);
+    assert!(storescu(appliance.port, &Phantom::bleed().files, &[]).0);
+    assert!(storescu(appliance.port, &Phantom::quiet().files, &[]).0);
+    appliance.dispositions(2);
+    appliance.kill();
+    // As if it were 40 days later.
+    on_database(&appliance, "UPDATE series SET decided_ms = decided_ms - 40 * 86400000");
+    appliance.up();
+    let purged = |appliance: &Appliance| {
+        let rows = appliance.ledger().into_iter();
+        rows.map(|r| (r["disposition"].as_str().unwrap().to_owned(), !r["purged_ms"].is_null()))
+            .collect::<std::collections::BTreeMap<_, _>>()
+    };
+    wait_until("the quiet head is purged", || appliance.stored() == 30);
+    // The other one has an alert that nobody has taken.
+    let rows = purged(&appliance);
+    assert!(rows["not_suspected"] && !rows["suspected"], "{rows:?}");
+    appliance.kill();
+    on_database(&appliance, "UPDATE alerts SET state = 'resolved'");
+    appliance.up();
+    wait_until("the bleed is purged", || appliance.stored() == 0);
+    assert!(purged(&appliance)["suspected"]);
+    assert!(String::from_utf8_lossy(&ichd(&appliance, &["ledger"]).stdout).contains("purged"));
+    // A purged series can be sent again, and is read again.
+    assert!(storescu(appliance.port, &Phantom::quiet().files, &[]).0);
+    wait_until("read again", || !purged(&appliance)["not_suspected"]);
+    assert_eq!(appliance.stored(), 30);
+}
+
+fn on_database(appliance: &Appliance, sql: &str) {
+    let database = rusqlite::Connection::open(appliance.dir.path().join("ichd.db")).unwrap();
+    database.execute_batch(sql).unwrap();
+}

@@ -140,6 +140,20 @@ impl Assembler {
         self.series.contains_key(series)
     }
 
+    /// Forgets a closed series whose instances are about to go; `false` if it is open and must stay. One that is not
+    /// known is forgotten already.
+    pub fn forget(&mut self, series: &SeriesUid) -> bool {
+        match self.series.get(series) {
+            Some(found) if !found.closed => return false,
+            Some(_) => {
+                self.series.remove(series);
+                self.closed_order.retain(|uid| uid != series);
+            }
+            None => {}
+        }
+        true
+    }
+
     /// Number of open series, for health.
     pub fn n_open(&self) -> usize {
         self.series.values().filter(|s| !s.closed).count()
@@ -400,6 +414,17 @@ mod tests {
         night.release(1, 1);
         assert!(night.store(60_000, 2, 3).is_empty());
         assert_eq!(night.assembler.next_deadline(), None);
+    }
+
+    #[test]
+    fn only_a_closed_series_is_forgotten() {
+        let mut night = Night::new();
+        (0..12).for_each(|i| drop(night.store(i, 1, i as usize)));
+        assert!(!night.assembler.forget(&series_uid()), "it is open");
+        let _ = night.assembler.on_released(night.at(100), 1, true);
+        assert_eq!(night.assembler.n_open(), 0);
+        assert!(night.assembler.forget(&series_uid()) && !night.assembler.knows(&series_uid()));
+        assert!(night.assembler.forget(&series_uid()), "again is harmless");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::assembler::{Action, Assembler, Limits};
 use crate::clock;
 use crate::config;
 use crate::dicom::SeriesUid;
+use crate::evidence::retention::Forget;
 use crate::health::Pulse;
 use crate::receive::Event;
 use crate::spool::{Instance, Spool, SpoolError};
@@ -31,6 +32,8 @@ pub struct Wiring {
     pub rescan_wanted: Arc<AtomicBool>,
     /// Failed readings, from `decide`.
     pub failed: mpsc::Receiver<SeriesUid>,
+    /// From retention: closed series whose instances are about to go.
+    pub forget: mpsc::Receiver<Forget>,
     /// To the judge.
     pub actions: mpsc::Sender<Action>,
     /// Owner of the instances.
@@ -74,6 +77,10 @@ pub async fn run(config: config::Assemble, mut wiring: Wiring) {
                 None => return,
             },
             Some(series) = wiring.failed.recv() => assembler.on_failed(&series).into_iter().collect(),
+            Some((series, answer)) = wiring.forget.recv() => {
+                let _ = answer.send(assembler.forget(&series));
+                Vec::new()
+            }
             () = tokio::time::sleep(wait) => assembler.on_tick(clock::now()),
         };
     }

@@ -5,6 +5,7 @@
 
 pub mod counts;
 pub mod metrics;
+pub mod retention;
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;

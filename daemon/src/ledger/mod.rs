@@ -9,6 +9,7 @@ mod commitments;
 pub mod evidence;
 pub mod proofs;
 pub mod reports;
+pub mod retention;
 mod schema;
 mod time;
 

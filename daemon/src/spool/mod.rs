@@ -9,12 +9,15 @@
 //! The tree is the queue: whatever is lost downstream is found here again. Owner of every instance file.
 
 mod arrival;
+mod purge;
 
 pub use arrival::Arrival;
+pub use purge::Purged;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -56,6 +59,15 @@ impl Instance {
         match n_frames {
             0 => vec![self],
             _ => (1..=n_frames).filter_map(|number| self.frame(Some(number))).collect(),
+        }
+    }
+
+    /// Reads an instance of our own spool: its hash stands in the preamble, where we wrote it before anybody was
+    /// thanked, so that a start need not read every pixel again.
+    fn read_own(path: PathBuf) -> Result<Self, HeaderError> {
+        match noted_sha256(&path) {
+            Some(sha256) => Ok(Instance { header: Arc::new(SliceHeader::read(&path)?), path, sha256 }),
+            None => Self::read(path),
         }
     }
 }
@@ -181,6 +193,18 @@ impl Spool {
         Ok(Spool { root: root.into(), limits, next: AtomicU64::new(0), places, _lock: lock })
     }
 
+    /// Bytes that may still be written; `None` if the system will not say.
+    pub fn free_bytes(&self) -> Option<u64> {
+        free_bytes(&self.root)
+    }
+
+    /// SOP Instance UIDs of a series by the names of its files.
+    pub fn names(&self, study: &StudyUid, series: &SeriesUid) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.series_folder(study, series)) else { return Vec::new() };
+        let sop = |path: PathBuf| path.file_stem().and_then(|s| s.to_str()).map(str::to_owned);
+        entries.flatten().filter_map(|e| sop(e.path())).collect()
+    }
+
     /// Whether there is room for more.
     pub fn has_room(&self) -> bool {
         free_bytes(&self.root).is_none_or(|free| free > self.limits.free_bytes_min)
@@ -211,7 +235,7 @@ impl Spool {
         let mut found = Vec::new();
         for study in folders(&self.root.join("studies"))? {
             for series in folders(&study)? {
-                read_series(&series, &mut found)?;
+                read_series(&series, Instance::read_own, &mut found)?;
             }
         }
         Ok(found)
@@ -246,7 +270,12 @@ impl Spool {
 
     /// The instances of one series.
     pub fn series(&self, study: &StudyUid, series: &SeriesUid) -> Result<Vec<Instance>, SpoolError> {
-        stored_series(&self.root, study, series)
+        let folder = self.series_folder(study, series);
+        let mut found = Vec::new();
+        if folder.is_dir() {
+            read_series(&folder, Instance::read_own, &mut found)?;
+        }
+        Ok(found)
     }
 
     /// Removes every instance of a series; the caller answers for nothing of it being open. A crash in between leaves
@@ -285,12 +314,12 @@ impl Spool {
     }
 }
 
-/// The instances of one series of a spool, which may belong to a running daemon.
+/// The instances of one series of a spool, which may belong to a running daemon, hashed anew.
 pub fn stored_series(root: &Path, study: &StudyUid, series: &SeriesUid) -> Result<Vec<Instance>, SpoolError> {
     let folder = series_folder(root, study, series);
     let mut found = Vec::new();
     if folder.is_dir() {
-        read_series(&folder, &mut found)?;
+        read_series(&folder, Instance::read, &mut found)?;
     }
     Ok(found)
 }
@@ -324,11 +353,15 @@ fn folders(path: &Path) -> Result<Vec<PathBuf>, SpoolError> {
     Ok(paths)
 }
 
-fn read_series(folder: &Path, found: &mut Vec<Instance>) -> Result<(), SpoolError> {
+fn read_series(
+    folder: &Path,
+    read: impl Fn(PathBuf) -> Result<Instance, HeaderError>,
+    found: &mut Vec<Instance>,
+) -> Result<(), SpoolError> {
     let entries =
         fs::read_dir(folder).map_err(|source| SpoolError::Folder { path: folder.into(), source })?;
     for path in entries.flatten().map(|e| e.path()) {
-        match Instance::read(path) {
+        match read(path) {
             Ok(instance) => found.push(instance),
             Err(error) => {
                 log::error!(event = "spool_unreadable"; "a stored instance cannot be read: {error}")
@@ -367,6 +400,8 @@ impl Incoming {
 
     /// Syncs, checks, renames, syncs the folder. Only after this may anybody be thanked.
     pub fn commit(mut self) -> Result<Stored, StoreError> {
+        let sha256: [u8; 32] = std::mem::take(&mut self.hash).finalize().into();
+        note_sha256(&mut self.file, &sha256).map_err(StoreError::Io)?;
         self.file.sync_data().map_err(StoreError::Io)?;
         let header = SliceHeader::read(&self.path).map_err(unreadable)?;
         if header.sop != self.meta.sop {
@@ -378,7 +413,6 @@ impl Incoming {
         if self.meta.is_image && !header.has_pixels {
             return Err(StoreError::Header(HeaderError::Missing { attribute: "PixelData" }));
         }
-        let sha256: [u8; 32] = std::mem::take(&mut self.hash).finalize().into();
         let spool = self.spool.clone();
         let folder = match self.meta.is_image {
             true => spool.series_folder(&header.study, &header.series),
@@ -474,6 +508,26 @@ fn unreadable(error: HeaderError) -> StoreError {
     }
 }
 
+/// First bytes of a preamble that holds the hash of the data set: this mark, the length of the file (u64, little
+/// endian), the SHA-256. The preamble is free for an application's own use (PS3.10 7.1).
+const NOTED: &[u8; 8] = b"ICHD\0\0\0\x01";
+
+fn note_sha256(file: &mut File, sha256: &[u8; 32]) -> std::io::Result<()> {
+    let length = file.metadata()?.len();
+    let note = [&NOTED[..], &length.to_le_bytes(), sha256].concat();
+    file.write_all_at(&note, 0)
+}
+
+/// The hash that stands in the preamble of a file which still has the length it had then.
+fn noted_sha256(path: &Path) -> Option<[u8; 32]> {
+    let file = File::open(path).ok()?;
+    let mut note = [0; 48];
+    file.read_exact_at(&mut note, 0).ok()?;
+    let length = u64::from_le_bytes(note[8..16].try_into().ok()?);
+    let is_ours = note[..8] == *NOTED && length == file.metadata().ok()?.len();
+    is_ours.then(|| note[16..].try_into().ok()).flatten()
+}
+
 /// Preamble and file meta group (PS3.10 7.1), explicit VR little endian.
 fn file_meta(meta: &FileMeta) -> Vec<u8> {
     let mut group = Vec::with_capacity(256);
@@ -510,7 +564,7 @@ fn element(into: &mut Vec<u8>, element: u16, vr: &[u8; 2], value: &[u8]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
@@ -554,6 +608,37 @@ mod tests {
         let found = Spool::open(dir.path(), LIMITS).unwrap().rescan().unwrap();
         assert_eq!(found.len(), 1);
         assert_eq!((&found[0].header, found[0].sha256), (&first.header, first.sha256));
+    }
+
+    /// One instance in the spool, for tests of the modules beside.
+    pub fn stored(spool: &Arc<Spool>) -> Instance {
+        let p = phantom();
+        match store(spool, meta(&p), &p.dataset_bytes).unwrap() {
+            Stored::New(instance) | Stored::Same(instance) => instance,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_start_takes_the_hash_from_the_preamble_and_evidence_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Arc::new(Spool::open(dir.path(), LIMITS).unwrap());
+        let first = stored(&spool);
+        assert_eq!(dataset::sha256(&first.path).unwrap(), first.sha256, "the preamble is not part of it");
+        let (study, series) = (&first.header.study, &first.header.series);
+        let mut bytes = fs::read(&first.path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&first.path, &bytes).unwrap();
+        assert_eq!(spool.rescan().unwrap()[0].sha256, first.sha256, "not hashed again");
+        let anew = stored_series(dir.path(), study, series).unwrap().remove(0);
+        assert_ne!(anew.sha256, first.sha256);
+        // A file of another length, or without the mark, is hashed.
+        bytes.extend([0, 0]);
+        fs::write(&first.path, &bytes).unwrap();
+        assert_eq!(noted_sha256(&first.path), None);
+        bytes[..48].fill(0);
+        fs::write(&first.path, &bytes).unwrap();
+        assert_eq!(noted_sha256(&first.path), None);
     }
 
     #[test]

@@ -1,0 +1,148 @@
+//! What may leave the spool. A row stays for good and says when its instances were purged.
+
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+
+use super::{Ledger, LedgerError, doing, integer};
+
+/// A series whose final verdict stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judged {
+    /// Study Instance UID.
+    pub study_uid: String,
+    /// Series Instance UID.
+    pub series_uid: String,
+    /// Instances that were judged.
+    pub instances: usize,
+    /// When, ms since the epoch.
+    pub decided_ms: u64,
+}
+
+/// An alert that still wants somebody, a report on its way: the series stays.
+const OPEN: &str = "EXISTS (SELECT 1 FROM alerts AS a WHERE a.study_uid = s.study_uid
+                        AND a.state NOT IN ('resolved', 'withdrawn', 'expired'))
+                    OR EXISTS (SELECT 1 FROM reports AS r WHERE r.series_uid = s.series_uid AND r.state = 'waiting')";
+
+impl Ledger {
+    /// Finally judged series of which nothing is open, decided before `before_ms`, oldest first.
+    pub fn purgeable(&self, before_ms: u64, most: usize) -> Result<Vec<Judged>, LedgerError> {
+        let sql = format!(
+            "SELECT study_uid, series_uid, instances, decided_ms FROM series AS s
+             WHERE stage = 'final' AND purged_ms IS NULL AND decided_ms < ?1 AND NOT ({OPEN})
+             ORDER BY decided_ms LIMIT ?2"
+        );
+        self.judged(&sql, params![integer(before_ms), integer(most as u64)])
+    }
+
+    /// Series that were marked as purged; a crash may have come before their files went.
+    pub fn marked_purged(&self) -> Result<Vec<Judged>, LedgerError> {
+        self.judged(
+            "SELECT study_uid, series_uid, instances, decided_ms FROM series WHERE purged_ms IS NOT NULL",
+            params![],
+        )
+    }
+
+    /// Marks a series as purged unless something of it has opened meanwhile; returns whether it was marked.
+    pub fn mark_purged(&self, series_uid: &str, decided_ms: u64, at_ms: u64) -> Result<bool, LedgerError> {
+        let sql = format!(
+            "UPDATE series AS s SET purged_ms = ?3
+             WHERE series_uid = ?1 AND decided_ms = ?2 AND stage = 'final' AND purged_ms IS NULL AND NOT ({OPEN})"
+        );
+        let mut connection = self.lock();
+        let tx = connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(doing("begin a transaction"))?;
+        let n = tx
+            .execute(&sql, params![series_uid, integer(decided_ms), integer(at_ms)])
+            .map_err(doing("mark a purge"))?;
+        tx.commit().map_err(doing("mark a purge"))?;
+        Ok(n == 1)
+    }
+
+    /// Takes the mark back: the series was not what was judged any more, and stayed.
+    pub fn unmark_purged(&self, series_uid: &str) -> Result<(), LedgerError> {
+        let sql = "UPDATE series SET purged_ms = NULL WHERE series_uid = ?1";
+        self.lock().execute(sql, [series_uid]).map(|_| ()).map_err(doing("take back a purge"))
+    }
+
+    /// Everything that waits to be told about instances: answers to storage commitment. A SOP Instance UID that stands
+    /// in one of them is not purged.
+    pub fn promised(&self) -> Result<Vec<String>, LedgerError> {
+        let connection = self.lock();
+        if !has_table(&connection, "commitments")? {
+            return Ok(Vec::new());
+        }
+        let mut statement =
+            connection.prepare("SELECT outcome FROM commitments").map_err(doing("read commitments"))?;
+        let rows = statement.query_map([], |r| r.get(0)).map_err(doing("read commitments"))?;
+        rows.collect::<Result<_, _>>().map_err(doing("read commitments"))
+    }
+
+    fn judged(&self, sql: &str, params: &[&dyn rusqlite::ToSql]) -> Result<Vec<Judged>, LedgerError> {
+        let connection = self.lock();
+        let mut statement = connection.prepare_cached(sql).map_err(doing("read judged series"))?;
+        let rows = statement.query_map(params, |r| {
+            Ok(Judged {
+                study_uid: r.get(0)?,
+                series_uid: r.get(1)?,
+                instances: r.get::<_, i64>(2)?.unsigned_abs() as usize,
+                decided_ms: r.get::<_, i64>(3)?.unsigned_abs(),
+            })
+        });
+        rows.and_then(Iterator::collect).map_err(doing("read judged series"))
+    }
+}
+
+fn has_table(connection: &Connection, name: &str) -> Result<bool, LedgerError> {
+    let sql = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?1";
+    let found: Option<i64> =
+        connection.query_row(sql, [name], |r| r.get(0)).optional().map_err(doing("look for a table"))?;
+    Ok(found.is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Record;
+    use super::super::reports::{Settled, Subscription};
+    use super::*;
+    use crate::alert::lifecycle::tests::verdict;
+    use crate::config::{Profile, Site};
+    use crate::decide::Stage;
+
+    fn ledger(dir: &std::path::Path) -> Ledger {
+        let site = Site { name: "north".into(), device: "ct-1".into(), profile: Profile::Assist };
+        let subscription = Subscription { destinations: vec!["A".into()], ..Subscription::default() };
+        Ledger::open(dir, &site).unwrap().reporting(subscription)
+    }
+
+    fn purgeable(ledger: &Ledger) -> Vec<String> {
+        ledger.purgeable(u64::MAX, 10).unwrap().into_iter().map(|j| j.series_uid).collect()
+    }
+
+    #[test]
+    fn nothing_open_is_purged() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = ledger(dir.path());
+        let record = Record { decided_wall_ms: 1_000, ..Record::default() };
+        ledger.record(&verdict(1, Stage::Provisional, Some(0.9)), &record).unwrap();
+        assert!(purgeable(&ledger).is_empty(), "undecided");
+        ledger.record(&verdict(1, Stage::Final, Some(0.9)), &record).unwrap();
+        let report = ledger.reports_waiting("A", 1).unwrap().remove(0);
+        ledger.report_settled(report.seq, Settled::Delivered, 1).unwrap();
+        assert!(purgeable(&ledger).is_empty(), "its alert is open");
+        assert!(!ledger.mark_purged("1.2.3.1", 1_000, 2_000).unwrap());
+        ledger.record(&verdict(1, Stage::Final, None), &record).unwrap();
+        assert!(purgeable(&ledger).is_empty(), "a report waits");
+        let report = ledger.reports_waiting("A", 1).unwrap().remove(0);
+        ledger.report_settled(report.seq, Settled::GivenUp, 1).unwrap();
+        assert_eq!(purgeable(&ledger), ["1.2.3.1"]);
+        assert!(ledger.purgeable(1_000, 10).unwrap().is_empty(), "too young");
+        assert!(!ledger.mark_purged("1.2.3.1", 999, 2_000).unwrap(), "judged again meanwhile");
+        assert!(ledger.mark_purged("1.2.3.1", 1_000, 2_000).unwrap());
+        assert!(purgeable(&ledger).is_empty());
+        let row = ledger.series().unwrap().remove(0);
+        assert_eq!((row.purged_ms, row.disposition.as_str()), (Some(2_000), "not_suspected"));
+        // Slices that come again make a new row, and it is not purged.
+        ledger.record(&verdict(1, Stage::Final, Some(0.8)), &record).unwrap();
+        assert_eq!(ledger.series().unwrap()[0].purged_ms, None);
+    }
+}
