@@ -134,3 +134,109 @@ fn on_database(appliance: &Appliance, sql: &str) {
     let database = rusqlite::Connection::open(appliance.dir.path().join("ichd.db")).unwrap();
     database.execute_batch(sql).unwrap();
 }
+
+/// What a hospital writes into its slices, and some that should not be there.
+const IDENTITY: [(&str, &str); 17] = [
+    ("PatientName", "Meierhofer^Annegret"),
+    ("PatientID", "PID-7391-X"),
+    ("PatientBirthDate", "19530417"),
+    ("AccessionNumber", "ACC-55120"),
+    ("StudyID", "STID-8812"),
+    ("StudyDate", "20231109"),
+    ("SeriesDate", "20231108"),
+    ("AcquisitionTime", "031415"),
+    ("InstitutionName", "Spital Niederwald"),
+    ("StationName", "CTRAUM7"),
+    ("ReferringPhysicianName", "Obermoser^Karl"),
+    ("OperatorsName", "Zwicknagl^Eva"),
+    ("StudyDescription", "CT Schaedel Meierhofer"),
+    ("ImageComments", "call Annegret at 0815-4711"),
+    ("DeviceSerialNumber", "SN-998877"),
+    ("ConvolutionKernel", "MEIERHOFER"),
+    ("PatientAddress", "Lindengasse 12"),
+];
+
+#[test]
+fn an_export_holds_no_identifier_and_no_face_and_the_brain_as_it_was() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let appliance = Appliance::alerts_to(&broker);
+    let dir = tempfile::tempdir().unwrap();
+    let mut files = Vec::new();
+    for file in &Phantom::quiet().files {
+        let copy = dir.path().join(file.file_name().unwrap());
+        std::fs::copy(file, &copy).unwrap();
+        files.push(copy);
+    }
+    let mut dcmodify = Command::new("dcmodify");
+    dcmodify.args(["-nb", "-i", "(0040,0275)[0].(0040,0007)=head of Meierhofer"]);
+    for (key, value) in IDENTITY {
+        dcmodify.args(["-i", &format!("{key}={value}")]);
+    }
+    assert!(dcmodify.args(&files).status().unwrap().success());
+    assert!(storescu(appliance.port, &files, &[]).0);
+    let row = appliance.dispositions(1).remove(0);
+    let out = dir.path().join("out");
+    let output =
+        ichd(&appliance, &["export", row["study_uid"].as_str().unwrap(), "--out", out.to_str().unwrap()]);
+    assert!(output.status.success(), "{output:?}");
+
+    let mut secrets: Vec<String> = IDENTITY.iter().map(|(_, value)| (*value).to_owned()).collect();
+    secrets.extend(["Meierhofer", "MEIERHOFER", "Annegret", "Obermoser", "Zwicknagl"].map(str::to_owned));
+    let headers: Vec<_> = files.iter().map(|f| ichd::dicom::SliceHeader::read(f).unwrap()).collect();
+    for header in &headers {
+        secrets
+            .extend([header.study.as_str(), header.series.as_str(), header.sop.as_str()].map(str::to_owned));
+    }
+    secrets.push(row["input_sha256"].as_str().unwrap().to_owned());
+    let mut exported = Vec::new();
+    for entry in std::fs::read_dir(out.join("series-1")).unwrap().map(|e| e.unwrap().path()) {
+        let bytes = std::fs::read(&entry).unwrap();
+        for secret in &secrets {
+            let found = bytes.windows(secret.len()).any(|w| w == secret.as_bytes());
+            assert!(
+                !found && !entry.to_str().unwrap().contains(secret.as_str()),
+                "{secret} in {}",
+                entry.display()
+            );
+        }
+        if entry.extension().is_some_and(|e| e == "dcm") {
+            exported.push(entry);
+        }
+    }
+    exported.sort();
+    assert_eq!(exported.len(), files.len());
+    crate::report::verify(&exported);
+    let mut n_whole = 0;
+    for (before, after) in files.iter().zip(&exported) {
+        let hu = |path: &std::path::Path| {
+            let header = ichd::dicom::SliceHeader::read(path).unwrap();
+            ichd::infer::hounsfield::decode(path, &header).unwrap()
+        };
+        n_whole += usize::from(compare(&hu(before), &hu(after)));
+    }
+    assert!(n_whole >= 12, "only {n_whole} slices hold a brain as it was");
+    assert!(!ichd(&appliance, &["export", "1.2.3", "--out", "/tmp"]).status.success());
+}
+
+/// Every pixel is as it was or air; what one meets first from in front is bone, not skin. Whether the
+/// middle of the slice is brain and is as it was.
+fn compare(before: &ichd::infer::hounsfield::HuImage, after: &ichd::infer::hounsfield::HuImage) -> bool {
+    let n = before.columns;
+    assert!(before.hu.iter().zip(&after.hu).all(|(b, a)| a == b || *a <= -990.0), "a pixel was changed");
+    // One ray down every column: how many meet something soft first, and how many anything.
+    let rays = |image: &ichd::infer::hounsfield::HuImage| {
+        let first = |x: usize| (0..image.rows).map(|y| image.hu[y * n + x]).find(|hu| *hu > -500.0);
+        let met: Vec<f32> = (0..n).filter_map(first).collect();
+        (met.iter().filter(|hu| **hu < 150.0).count(), met.len())
+    };
+    let ((skin, _), (soft, met)) = (rays(before), rays(after));
+    assert!(skin > 20 || met == 0, "the test sees no skin before: {skin}");
+    assert!(soft * 20 <= met, "{soft} of {met} rays meet soft tissue outside the skull");
+    let middle = |image: &ichd::infer::hounsfield::HuImage| -> Vec<f32> {
+        let rows = before.rows * 2 / 5..before.rows * 3 / 5;
+        rows.flat_map(|y| image.hu[y * n + n * 2 / 5..y * n + n * 3 / 5].to_vec()).collect()
+    };
+    let is_brain = middle(before).iter().all(|hu| (-20.0..200.0).contains(hu));
+    is_brain && middle(before) == middle(after)
+}

@@ -5,6 +5,7 @@ mod analyze;
 mod audit;
 mod check;
 mod enrol;
+mod export;
 mod journal;
 mod ledger;
 mod replay;
@@ -54,6 +55,8 @@ enum Command {
     Enrol(enrol::Args),
     /// The hash-chained audit log: check it, print it.
     Audit(audit::Args),
+    /// De-identified copies of a study, faces removed, for quality review.
+    Export(export::Args),
     /// Reads stored series again and says whether the verdict is the ledger's, byte for byte.
     Replay(replay::Args),
 }
@@ -118,6 +121,7 @@ pub fn main() -> ExitCode {
         Command::Ledger(args) => ledger::ledger(&args),
         Command::Enrol(args) => enrol::enrol(&args),
         Command::Audit(args) => audit::audit(&args),
+        Command::Export(args) => export::export(&args),
         Command::Replay(args) => replay::replay(&args),
     };
     match result {

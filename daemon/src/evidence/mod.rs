@@ -4,6 +4,8 @@
 //! Nothing in the line waits for anything here; when it fails, the alert does not notice.
 
 pub mod counts;
+pub mod deidentify;
+pub mod face;
 pub mod metrics;
 pub mod retention;
 

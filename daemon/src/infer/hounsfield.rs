@@ -93,6 +93,43 @@ pub fn decode(path: &Path, header: &SliceHeader) -> Result<HuImage, DecodeError>
     })
 }
 
+/// One slice as it is stored: nothing turned, nothing scaled.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredSlice {
+    /// Stored values with nothing but their stored bits, row-major; padding is air.
+    pub values: Vec<u16>,
+    /// The same in HU.
+    pub hu: Vec<f32>,
+    /// The stored value that is nearest to air.
+    pub air: u16,
+    /// Bits Stored.
+    pub bits: u16,
+    /// High Bit.
+    pub high_bit: u16,
+    /// Pixel Representation is two's complement.
+    pub signed: bool,
+}
+
+/// Decodes a single-frame instance without turning it upright, for writing it again.
+pub fn stored(path: &Path, header: &SliceHeader) -> Result<StoredSlice, DecodeError> {
+    let read = |source| DecodeError::Header(HeaderError::Read { path: path.display().to_string(), source });
+    check_size(header)?;
+    let bytes = std::fs::read(path).map_err(read)?;
+    let d = Dataset::parse(&bytes, &WANTED).map_err(DecodeError::Header)?;
+    let scale = Scale::new(&d)?;
+    let raw = values(&d, header, &guarded(|| stored_bytes(&bytes))?)?;
+    let air = scale.air();
+    let values = raw.iter().map(|raw| if scale.is_padding(*raw) { air } else { scale.stored_bits(*raw) });
+    Ok(StoredSlice {
+        values: values.collect(),
+        hu: raw.iter().map(|raw| scale.hu(*raw)).collect(),
+        air,
+        bits: scale.bits as u16,
+        high_bit: (scale.shift + scale.bits - 1) as u16,
+        signed: scale.signed,
+    })
+}
+
 /// Decodes one instance, or the frame of it that the header is of, from the bytes of its file.
 pub fn decode_bytes(bytes: &[u8], header: &SliceHeader) -> Result<HuImage, DecodeError> {
     let d = Dataset::parse(bytes, &WANTED).map_err(DecodeError::Header)?;
@@ -143,15 +180,18 @@ fn image(
     decoded: &Decoded,
     scale: &Scale,
 ) -> Result<HuImage, DecodeError> {
-    if d.text(PHOTOMETRIC).is_some_and(|p| p != "MONOCHROME2") {
-        return Err(DecodeError::NotASlice("photometric interpretation is not MONOCHROME2"));
-    }
     let (rows, columns) = (usize::from(header.rows), usize::from(header.columns));
-    let stored = stored_values(decoded, rows * columns)?;
-    let hu = stored.into_iter().map(|raw| scale.hu(raw)).collect();
+    let hu = values(d, header, decoded)?.into_iter().map(|raw| scale.hu(raw)).collect();
     let geometry = header.geometry.ok_or(DecodeError::NotASlice("no plane geometry"))?;
     let [row_mm, column_mm] = geometry.pixel_spacing_mm;
     Ok(upright(HuImage { rows, columns, row_mm, column_mm, hu }, &geometry))
+}
+
+fn values(d: &Dataset, header: &SliceHeader, decoded: &Decoded) -> Result<Vec<u16>, DecodeError> {
+    if d.text(PHOTOMETRIC).is_some_and(|p| p != "MONOCHROME2") {
+        return Err(DecodeError::NotASlice("photometric interpretation is not MONOCHROME2"));
+    }
+    stored_values(decoded, usize::from(header.rows) * usize::from(header.columns))
 }
 
 /// Decoded pixel data of one frame and the bits of one value in it.
@@ -237,17 +277,40 @@ impl Scale {
         Ok(Scale { slope, intercept, ..self })
     }
 
-    fn hu(&self, raw: u16) -> f32 {
+    fn value(&self, raw: u16) -> i32 {
         let value = u32::from(raw) >> self.shift & ((1u32 << self.bits) - 1);
         let unused = 32 - self.bits;
-        let value = if self.signed { (value << unused) as i32 >> unused } else { value as i32 };
+        if self.signed { (value << unused) as i32 >> unused } else { value as i32 }
+    }
+
+    /// Without what else lies in the cell: an overlay, or padding that is wider than the stored bits.
+    fn stored_bits(&self, raw: u16) -> u16 {
+        raw & (((1u32 << self.bits) - 1) << self.shift) as u16
+    }
+
+    fn is_padding(&self, raw: u16) -> bool {
         // A padding value that the stored bits cannot hold stands in the whole cell; one that they can, in them.
         let cell = if self.signed { i32::from(raw as i16) } else { i32::from(raw) };
         let is_padding = |v| self.padding.is_some_and(|(low, high)| (low..=high).contains(&v));
-        if is_padding(value) || is_padding(cell) {
+        is_padding(self.value(raw)) || is_padding(cell)
+    }
+
+    fn hu(&self, raw: u16) -> f32 {
+        if self.is_padding(raw) {
             return AIR_HU;
         }
-        (f64::from(value) * self.slope + self.intercept) as f32
+        (f64::from(self.value(raw)) * self.slope + self.intercept) as f32
+    }
+
+    /// The stored value nearest to air, as it lies in a cell.
+    fn air(&self) -> u16 {
+        let wanted = ((f64::from(AIR_HU) - self.intercept) / self.slope).round();
+        let (low, high) = match self.signed {
+            true => (-(1i64 << (self.bits - 1)), (1i64 << (self.bits - 1)) - 1),
+            false => (0, (1i64 << self.bits) - 1),
+        };
+        let value = (wanted as i64).clamp(low, high);
+        self.stored_bits(((value as u32) << self.shift) as u16)
     }
 }
 

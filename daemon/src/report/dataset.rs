@@ -40,7 +40,6 @@ impl Dataset {
     }
 
     /// Unsigned longs.
-    #[cfg(test)]
     pub fn longs(mut self, tag: Tag, values: &[u32]) -> Self {
         self.put(tag, "UL", values.iter().flat_map(|v| v.to_le_bytes()).collect());
         self
@@ -86,7 +85,6 @@ impl Dataset {
     }
 
     /// A Part 10 file in explicit VR little endian.
-    #[cfg(test)]
     pub fn file(&self, sop_class: &str, sop: &str) -> Vec<u8> {
         let meta = Dataset::new()
             .bytes((2, 1), "OB", vec![0, 1])

@@ -20,6 +20,7 @@ mod verdict;
 
 pub use driver::{Wiring, spawn};
 pub use source::Kind;
+pub(crate) use source::uid;
 pub use verdict::RecordedVerdict;
 
 use crate::config;
