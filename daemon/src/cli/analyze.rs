@@ -9,6 +9,7 @@ use super::Failure;
 use super::sheet::{Sheet, Tile};
 use crate::assemble::{Flag, Volume, geometry, study};
 use crate::chain;
+use crate::clock;
 use crate::config::{self, Profile};
 use crate::decide::{
     Disposition, Finding, NamedScores, SliceScores, Stage, Verdict, Why, decide, suitability,
@@ -69,6 +70,16 @@ struct Line<'a> {
     flags: &'a [Flag],
     model: Option<&'a ModelId>,
     ms: Timings,
+    startup_ms: Startup,
+}
+
+/// What this run spent before its first series, ms.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Startup {
+    /// Verifying, loading and proving the model.
+    model: f64,
+    /// Headers and hashes of all files.
+    files: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -80,8 +91,12 @@ struct GeometryLine {
 
 /// Reads, judges and prints every series found; files that are no instances are named on stderr.
 pub fn analyze(args: &Args) -> Result<(), Failure> {
+    let start = clock::now();
     let reader = Reader::load(&infer_config(args)?).map_err(|e| Failure::config(&e))?;
+    let loaded = clock::now();
     let series = gather(&args.paths)?;
+    let millis = |duration: std::time::Duration| duration.as_secs_f64() * 1e3;
+    let startup = Startup { model: millis(loaded - start), files: millis(clock::now() - loaded) };
     if series.is_empty() {
         return Err(Failure::failed("no readable DICOM instance found"));
     }
@@ -89,7 +104,7 @@ pub fn analyze(args: &Args) -> Result<(), Failure> {
         series.into_iter().map(|((study, series), list)| geometry::place(study, series, list)).collect();
     for volume in &volumes {
         let (verdict, ms) = judge(args, volume, &volumes, &reader)?;
-        print(args, volume, &verdict, ms);
+        print(args, volume, &verdict, ms, startup);
     }
     Ok(())
 }
@@ -237,7 +252,7 @@ fn sheet<'a>(
     })
 }
 
-fn print(args: &Args, volume: &Volume, verdict: &Verdict, ms: Timings) {
+fn print(args: &Args, volume: &Volume, verdict: &Verdict, ms: Timings, startup_ms: Startup) {
     let finding = verdict.disposition.finding();
     if args.verdict {
         println!("{}", verdict.canonical_json());
@@ -259,6 +274,7 @@ fn print(args: &Args, volume: &Volume, verdict: &Verdict, ms: Timings) {
             flags: &verdict.flags,
             model: verdict.model.as_ref(),
             ms,
+            startup_ms,
         };
         println!("{}", serde_json::to_string(&line).unwrap_or_else(|e| unreachable!("plain data: {e}")));
     } else {
