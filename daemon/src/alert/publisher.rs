@@ -536,10 +536,11 @@ impl Run {
                     self.on_puback(&row, ack.reason, flight.too_large);
                 }
             }
-            Event::Incoming(Packet::PubAck(ack)) if flight.foreign.remove(&ack.pkid) => {
-                if !matches!(ack.reason, PubAckReason::Success | PubAckReason::NoMatchingSubscribers) {
-                    self.say("status_denied");
-                }
+            Event::Incoming(Packet::PubAck(ack))
+                if flight.foreign.remove(&ack.pkid)
+                    && !matches!(ack.reason, PubAckReason::Success | PubAckReason::NoMatchingSubscribers) =>
+            {
+                self.say("status_denied");
             }
             _ => {}
         }

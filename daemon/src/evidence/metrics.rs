@@ -126,12 +126,12 @@ impl Wiring {
         if let Some(free) = free_bytes(&self.state_directory) {
             page.one("ichd_state_free_bytes", "gauge", "Free space of the state directory.", free as f64);
         }
-        self.from_ledger(&mut page);
+        self.ledger_families(&mut page);
         from_counts(&mut page, &counts::so_far());
         page.0
     }
 
-    fn from_ledger(&self, page: &mut Page) {
+    fn ledger_families(&self, page: &mut Page) {
         let ledger = &self.ledger;
         page.family("ichd_series", "gauge", "Series in the ledger by disposition and reason.");
         for (disposition, reason, n) in ledger.series_counts().unwrap_or_default() {

@@ -464,7 +464,7 @@ pub(crate) mod tests {
     #[test]
     fn the_shipped_manifest_is_accepted() {
         let manifest = Manifest::parse(&shipped()).unwrap();
-        assert!(manifest.channels().unwrap().len() % 3 == 0);
+        assert!(manifest.channels().unwrap().len().is_multiple_of(3));
         assert!(manifest.golden_files().count() >= 8);
     }
 

@@ -436,10 +436,10 @@ impl Slots {
             .collect();
         let mut now = vec![false; chosen.len()];
         todo.iter().for_each(|&i| now[i] = true);
-        for i in 0..chosen.len() {
-            let read = now[i] || cache.base.contains_key(&triple(chosen, i));
+        for (i, is_now) in now.into_iter().enumerate() {
+            let read = is_now || cache.base.contains_key(&triple(chosen, i));
             for j in Self::around(i, chosen.len()) {
-                slots[j].uses += usize::from(now[i]);
+                slots[j].uses += usize::from(is_now);
                 slots[j].later |= !read;
             }
         }

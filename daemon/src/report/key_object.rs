@@ -1,8 +1,8 @@
 //! Key Object Selection, TID 2010: the key slices, so that a viewer can go there at once.
 
 use super::dataset::{Code, Dataset};
-use super::report::{document, image_item, key_slices, language, observer, text_item};
 use super::source::{Kind, Making};
+use super::structured::{document, image_item, key_slices, language, observer, text_item};
 use crate::spool::Instance;
 
 /// Makes the selection; `None` where there is nothing to point at.

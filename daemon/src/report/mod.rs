@@ -13,9 +13,9 @@ pub(crate) mod dataset;
 mod driver;
 pub(crate) mod font;
 mod key_object;
-mod report;
 pub(crate) mod scu;
 mod source;
+mod structured;
 mod verdict;
 
 pub use driver::{Wiring, spawn};
@@ -94,7 +94,7 @@ fn make(order: Order) -> Result<Vec<scu::Object>, MakeError> {
         let dataset = match kind {
             Kind::Capture => capture::make(&making).map_err(MakeError::Slice)?,
             Kind::KeyObject => key_object::make(&making),
-            Kind::Report => Some(report::make(&making)),
+            Kind::Report => Some(structured::make(&making)),
         };
         objects.extend(dataset.map(|dataset| scu::Object {
             sop_class: kind.sop_class(),

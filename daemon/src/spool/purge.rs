@@ -127,7 +127,7 @@ fn wipe_tree(folder: &Path) -> std::io::Result<()> {
 
 /// Zeros over every byte, synced, then the name goes.
 fn wipe(file: &Path) -> std::io::Result<()> {
-    const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
     let mut open: File = OpenOptions::new().write(true).open(file)?;
     let mut left = open.metadata()?.len();
     while left > 0 {
