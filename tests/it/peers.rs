@@ -53,7 +53,15 @@ pub fn alone() -> std::sync::MutexGuard<'static, ()> {
 }
 
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    // Below the range from which the system gives ports to clients: none of those can take it before its server does.
+    static NEXT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(0);
+    let begin = 12_000 + (std::process::id() % 100) as u16 * 100;
+    loop {
+        let port = begin + NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % 8_000;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Mosquitto without persistence: what it forgets, the appliance must say again.

@@ -37,7 +37,10 @@ fn an_unknown_ae_is_rejected_and_the_known_one_still_served() {
 fn a_full_disk_is_refused_with_a700() {
     let _alone = alone();
     let broker = Mosquitto::start();
-    for limit in ["free-bytes-min = 9000000000000000000", "free-bytes-min = 1\ninstance-bytes-max = 1000"] {
+    for limit in [
+        "free-bytes-min = 9000000000000000000\n[spool]\nfree-bytes-target = 9000000000000000000",
+        "free-bytes-min = 1\ninstance-bytes-max = 1000",
+    ] {
         let appliance = Appliance::with(broker.port, limit);
         let (ok, said) = storescu(appliance.port, &[Phantom::quiet().files[0].clone()], &[]);
         assert!(!ok && said.contains("Refused: OutOfResources"), "{said}");
