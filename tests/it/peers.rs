@@ -1,7 +1,6 @@
 //! The peers of a night: a broker, a listener, a scanner, an appliance. Everything on free ports and in temp folders.
 
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
