@@ -619,7 +619,7 @@ impl Config {
             .map_err(|e| ConfigError::Parse { path: path.into(), detail: e.to_string() })?;
         Self::parse(&text).map_err(|detail| ConfigError::Parse { path: path.into(), detail }).and_then(
             |mut c| {
-                if let Some(dir) = std::env::var_os("STATE_DIRECTORY") {
+                if let Some(dir) = std::env::var_os("STATE_DIRECTORY").filter(|dir| !dir.is_empty()) {
                     c.state.directory = dir.into();
                 }
                 c.validate()?;

@@ -87,6 +87,10 @@ pub fn mqtt(bytes: &[u8]) {
     let _ = serde_json::from_slice::<Status>(bytes);
     let _ = serde_json::from_slice::<Heartbeat>(bytes);
     let _ = serde_json::from_slice::<StudyDisposition>(bytes);
+    // What stations send is the part that comes from outside.
+    for topic in ["sta/w/status", "sta/w/receipt/ct-1", "sta/w/action/ct-1"] {
+        let _ = ichd::alert::inbound::parse("ichd/1/north", "ct-1", &format!("ichd/1/north/{topic}"), bytes);
+    }
 }
 
 fn pdu_seeds() -> Vec<Vec<u8>> {
@@ -166,6 +170,14 @@ fn mqtt_seeds() -> Vec<Vec<u8>> {
         serde_json::to_vec(&Heartbeat::default()).expect("plain data"),
         of(serde_json::json!({"schema": "ichd.alert/1", "alert_id": "01J", "rev": 1, "kind": "finding",
             "finding": {"subtypes": ["subdural"], "p": {"any": 0.5}, "slice_range": [1, 2]}})),
+        of(
+            serde_json::json!({"schema": "ichd.action/1", "action_id": "a-000001", "alert_id": "01J", "rev": 2,
+            "verb": "ack", "user": "Ann", "reason": null, "expires_at": "2026-01-01T00:00:00.000Z"}),
+        ),
+        of(
+            serde_json::json!({"schema": "ichd.receipt/1", "alert_id": "01J", "rev": 2, "stage": "displayed"}),
+        ),
+        of(serde_json::json!({"schema": "ichd.station/1", "state": "ready", "role": "nurse", "user": "Ann"})),
         of(
             serde_json::json!({"schema": "ichd.status/1", "state": "ready", "boot": 1, "conn": 2, "reasons": []}),
         ),

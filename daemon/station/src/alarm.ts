@@ -24,9 +24,21 @@ export const UNAVAILABLE_REPEAT_MS = 20_000;
 export const isMuted = (alert: Alert, wall: number): boolean =>
   Date.parse(alert.escalation?.muted_until ?? "") > wall;
 
-/** The tone due for an alert, or nothing. */
-export function due(alert: Alert, sounded: Sounded | undefined, now: number, wall: number): Tone | undefined {
-  if (alert.kind === "test") return undefined;
+/** Whether the ladder has called this role by now. A document that names no roles calls everybody. */
+export function isCalled(alert: Alert, role: string): boolean {
+  const roles = alert.escalation?.roles ?? [];
+  return roles.length === 0 || roles.includes("everyone") || roles.includes(role);
+}
+
+/** The tone due for an alert on a station of this role, or nothing: who is not called yet sees it, and may sleep. */
+export function due(
+  alert: Alert,
+  sounded: Sounded | undefined,
+  now: number,
+  wall: number,
+  role: string,
+): Tone | undefined {
+  if (alert.kind === "test" || !isCalled(alert, role)) return undefined;
   if (alert.state === "withdrawn") {
     return sounded !== undefined && sounded.state !== "withdrawn" ? "withdrawn" : undefined;
   }

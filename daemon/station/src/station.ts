@@ -394,7 +394,8 @@ export class Station {
     const dues = new Map<alarm.Tone, Shown[]>();
     for (const shown of this.#all()) {
       if (shown.unconfirmed || this.#isOver(shown.alert, shown.arrival)) continue;
-      const tone = alarm.due(shown.alert, this.#sounded.get(shown.key), now(), this.#boxWall(shown.device));
+      const sounded = this.#sounded.get(shown.key);
+      const tone = alarm.due(shown.alert, sounded, now(), this.#boxWall(shown.device), this.settings.role);
       if (tone) dues.set(tone, [...(dues.get(tone) ?? []), shown]);
     }
     if (this.#isUnavailableDue()) dues.set("unavailable", []);

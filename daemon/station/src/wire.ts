@@ -33,7 +33,7 @@ export interface Alert {
     volume_ml?: number | null;
   };
   quality?: { ok?: boolean; flags?: string[] };
-  escalation?: { policy?: string; step?: number; next_in_ms?: number | null; muted_until?: string | null };
+  escalation?: { policy?: string; step?: number; roles?: string[]; next_in_ms?: number | null; muted_until?: string | null };
   receipts?: { station?: string; role?: string; stage?: string; rev?: number; at?: string }[];
   ack?: { station?: string; user?: string; at?: string } | null;
   claimed_by?: { station?: string; user?: string; at?: string } | null;

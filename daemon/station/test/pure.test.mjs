@@ -84,7 +84,8 @@ test("silence is alarmed: link, status, three heartbeats, proof of life", async 
 });
 
 test("an alert sounds until it is taken, and again only if its priority rises or it comes back", async () => {
-  const { due, REPEAT_MS } = await load("alarm.ts");
+  const { due: dueFor, REPEAT_MS } = await load("alarm.ts");
+  const due = (alert, sounded, now, wall, role = "nurse") => dueFor(alert, sounded, now, wall, role);
   const alert = (more) => document("ct-1", "A", 1, more);
   const sounded = (more) => ({ at: 0, priority: 2, state: "raised", ...more });
   const ack = { state: "acknowledged", ack: { user: "Li Na" } };
@@ -104,6 +105,10 @@ test("an alert sounds until it is taken, and again only if its priority rises or
   const escalation = { muted_until: "2026-01-01T00:10:00Z" };
   assert.equal(due(alert({ escalation }), undefined, 0, Date.parse("2026-01-01T00:05:00Z")), undefined);
   assert.equal(due(alert({ escalation }), undefined, 0, Date.parse("2026-01-01T00:15:00Z")), "urgent");
+  const called = { escalation: { roles: ["nurse", "charge_nurse"] } };
+  assert.equal(due(alert(called), undefined, 0, 0), "urgent");
+  assert.equal(due(alert(called), undefined, 0, 0, "physician"), undefined, "not called yet");
+  assert.equal(due(alert({ escalation: { roles: ["everyone"] } }), undefined, 0, 0, "physician"), "urgent");
   assert.equal(due(alert({ kind: "test" }), undefined, 0, 0), undefined);
 });
 
