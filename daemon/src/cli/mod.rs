@@ -8,6 +8,7 @@ mod enrol;
 mod export;
 mod journal;
 mod ledger;
+mod records;
 mod replay;
 mod run;
 mod sheet;
@@ -53,6 +54,8 @@ enum Command {
     Ledger(ledger::Args),
     /// Who may speak on the site's broker: authority, certificates, Mosquitto configuration.
     Enrol(enrol::Args),
+    /// Who was told of which finding, when, by what means, and who took it.
+    Records(records::Args),
     /// The hash-chained audit log: check it, print it.
     Audit(audit::Args),
     /// De-identified copies of a study, faces removed, for quality review.
@@ -120,6 +123,7 @@ pub fn main() -> ExitCode {
         Command::Alert(args) => alert::alert(&args),
         Command::Ledger(args) => ledger::ledger(&args),
         Command::Enrol(args) => enrol::enrol(&args),
+        Command::Records(args) => records::records(&args),
         Command::Audit(args) => audit::audit(&args),
         Command::Export(args) => export::export(&args),
         Command::Replay(args) => replay::replay(&args),

@@ -379,6 +379,30 @@ fn a_proof_of_life_is_a_test_and_never_a_patient() {
 }
 
 #[test]
+fn the_records_say_who_was_told_and_who_took_it() {
+    let house = House::new();
+    let id = house.raise();
+    house.heard(NURSE, &id, ReceiptStage::Displayed);
+    house.act(&id, Verb::Ack, "Ann, \"RN\"", "action-1");
+    house.act(&id, Verb::Ack, "=Bob", "action-2");
+    house.ledger.raise_technical("disk_low", "no patient in it").unwrap();
+    let records = super::super::records::list(house.dir.path()).unwrap();
+    let said: Vec<_> =
+        records.iter().map(|r| (r.event.as_str(), r.station.as_str(), r.detail.as_str())).collect();
+    assert_eq!(said.len(), 4, "{said:?}");
+    for line in [
+        ("raised", "", "final"),
+        ("told", "ward-3", "displayed"),
+        ("ack", "ward-3", "ok"),
+        ("ack", "ward-3", "taken"),
+    ] {
+        assert!(said.contains(&line), "{line:?} in {said:?}");
+    }
+    let csv = super::super::records::csv(&records);
+    assert!(csv.contains("\"Ann, \"\"RN\"\"\"") && csv.contains("'=Bob") && !csv.contains("1.2.3"), "{csv}");
+}
+
+#[test]
 fn a_shift_may_cross_midnight() {
     let shift = Shift { from_min: 22 * 60, to_min: 7 * 60, utc_offset_min: 480, ladder: Ladder::default() };
     let at = |h: u64, m: u64| ((h + 24 - 8) % 24 * 60 + m) * 60_000;

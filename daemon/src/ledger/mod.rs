@@ -8,6 +8,7 @@ pub mod audit;
 mod commitments;
 pub mod evidence;
 pub mod proofs;
+pub mod records;
 pub mod reports;
 pub mod retention;
 mod schema;
