@@ -52,10 +52,9 @@ describe("the real chain", () => {
     assert.equal(await heard(ward, "test"), 1);
 
     daemon.scan(12, "intraparenchymal", "--side", "left", "--volume-ml", "45");
-    for (const page of [ward, desk]) {
-      await visible(page, ".card.waiting");
-      await sounds(page, "urgent");
-    }
+    for (const page of [ward, desk]) await visible(page, ".card.waiting");
+    await sounds(ward, "urgent");
+    assert.equal(await heard(desk, "urgent"), 0, "the ladder has not called a charge nurse yet");
     await says(ward, ".card", /left.*intraparenchymal/s);
     const { body: document } = await wire.next("an alert", (m) => m.body?.schema === "ichd.alert/1");
     for (const stage of ["received", "displayed", "sounded"]) {
