@@ -215,15 +215,15 @@ pub async fn run(
         shutdown.clone(),
     ));
     let (proof_wanted, proofs) = mpsc::channel(1);
-    let prover = proof::Prover::new(
-        config.proof.clone(),
-        config.receive.ae_title.clone(),
-        addresses.dicom,
-        reader.golden().clone(),
-        ledger.clone(),
-        spool.clone(),
-        stations.clone(),
-    );
+    let prover = proof::Prover {
+        config: config.proof.clone(),
+        called: config.receive.ae_title.clone(),
+        address: addresses.dicom,
+        golden: reader.golden().clone(),
+        ledger: ledger.clone(),
+        spool: spool.clone(),
+        stations: stations.clone(),
+    };
     let prover = tokio::spawn(prover.run(proofs, shutdown.clone()));
     let control = control::Control {
         ledger: ledger.clone(),

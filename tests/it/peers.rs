@@ -422,3 +422,18 @@ pub fn wait_until(what: &str, mut test: impl FnMut() -> bool) {
     }
     panic!("waited in vain: {what}");
 }
+
+/// `ichd analyze --json`: one line per series.
+pub fn analyze(paths: &[impl AsRef<std::ffi::OsStr>]) -> Vec<Value> {
+    let output = Command::new(env!("CARGO_BIN_EXE_ichd"))
+        .args(["analyze", "--json", "--model"])
+        .arg(model())
+        .arg("--key")
+        .arg(key())
+        .args(paths)
+        .output()
+        .unwrap();
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(!words.contains("panicked"), "{words}");
+    String::from_utf8_lossy(&output.stdout).lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+}

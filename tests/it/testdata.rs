@@ -2,25 +2,10 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::process::Command;
 
 use serde_json::Value;
 
-use crate::peers::{Appliance, Mosquitto, alone, dcmsend, key, model, testdata};
-
-fn analyze(paths: &[&Path]) -> Vec<Value> {
-    let output = Command::new(env!("CARGO_BIN_EXE_ichd"))
-        .args(["analyze", "--json", "--model"])
-        .arg(model())
-        .arg("--key")
-        .arg(key())
-        .args(paths)
-        .output()
-        .unwrap();
-    let words = String::from_utf8_lossy(&output.stderr);
-    assert!(!words.contains("panicked"), "{words}");
-    String::from_utf8_lossy(&output.stdout).lines().map(|l| serde_json::from_str(l).unwrap()).collect()
-}
+use crate::peers::{Appliance, Mosquitto, alone, analyze, dcmsend, testdata};
 
 fn one(path: &Path) -> Value {
     let mut lines = analyze(&[path]);

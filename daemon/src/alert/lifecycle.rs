@@ -73,17 +73,6 @@ pub fn change(existing: Option<&Existing>, verdict: &Verdict, content: &str) -> 
     }
 }
 
-/// The series that stand behind the alert after the change. An empty set is withdrawn.
-pub fn raised_by(existing: Option<&Existing>, verdict: &Verdict, change: Change) -> BTreeSet<SeriesUid> {
-    let mut series = existing.map(|e| e.raised_by.clone()).unwrap_or_default();
-    match change {
-        Change::Raise | Change::Revise | Change::Join => series.insert(verdict.series.clone()),
-        Change::Withdraw => series.remove(&verdict.series),
-        Change::FinalUnread => false,
-    };
-    series
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;

@@ -10,14 +10,12 @@ use std::path::Path;
 
 use super::face;
 use crate::assemble::Volume;
+use crate::decide::suitability::CT_IMAGE_STORAGE;
 use crate::dicom::dataset::{Dataset as Stored, Tag};
 use crate::dicom::{HeaderError, SliceHeader};
 use crate::infer::hounsfield::{self, DecodeError, StoredSlice};
 use crate::report::dataset::{Code, Dataset, code};
 use crate::report::uid;
-
-/// CT Image Storage, the only class that is exported.
-const CT_IMAGE: &str = "1.2.840.10008.5.1.4.1.1.2";
 
 /// Why a series is not exported.
 #[derive(Debug, thiserror::Error)]
@@ -157,7 +155,7 @@ impl Export {
         let mut enclosed = Vec::new();
         for placed in &volume.slices {
             let header = &placed.instance.header;
-            if header.sop_class != CT_IMAGE {
+            if header.sop_class != CT_IMAGE_STORAGE {
                 return Err(ExportError::NotCt);
             }
             let stored = read(header, &placed.instance.path)?;
@@ -177,7 +175,7 @@ impl Export {
             let air = stored.air;
             stored.values.iter_mut().zip(&keep).filter(|(_, keep)| !**keep).for_each(|(v, _)| *v = air);
             let dataset = self.slice(header, &placed.instance.path, &stored)?;
-            let file = dataset.file(CT_IMAGE, &self.uid(header.sop.as_str()));
+            let file = dataset.file(CT_IMAGE_STORAGE, &self.uid(header.sop.as_str()));
             write(i, &file).map_err(ExportError::Write)?;
         }
         let blanked = inside.iter().filter(|i| i.is_none()).count();
@@ -207,7 +205,7 @@ impl Export {
         let frame = original.text(FRAME_OF_REFERENCE).unwrap_or_else(|| header.series.as_str().to_owned());
         let pixels = stored.values.iter().flat_map(|v| v.to_le_bytes()).collect();
         Ok(dataset
-            .text((0x0008, 0x0016), "UI", CT_IMAGE)
+            .text((0x0008, 0x0016), "UI", CT_IMAGE_STORAGE)
             .text((0x0008, 0x0018), "UI", &self.uid(header.sop.as_str()))
             .text((0x0020, 0x000d), "UI", &self.uid(header.study.as_str()))
             .text((0x0020, 0x000e), "UI", &self.uid(header.series.as_str()))

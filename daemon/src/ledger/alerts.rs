@@ -768,15 +768,11 @@ impl Ledger {
             of_rev.any(|r| role == EVERYONE || r.role == *role)
         };
         // The last transmission may still wait for the broker; it is not lost before it was sent.
-        let waits: i64 = tx
-            .query_row("SELECT count(*) FROM outbox WHERE alert_id = ?1", [&stored.document.alert_id], |r| {
-                r.get(0)
-            })
-            .map_err(doing("read the outbox"))?;
+        let waits = is_waiting(tx, &stored.document.alert_id)?;
         Ok(Standing {
             age_ms: now.saturating_sub(stored.raised_elapsed_ms),
             next_step_at_ms: stored.next_step_at_ms,
-            since_sent_ms: if waits > 0 { 0 } else { now.saturating_sub(stored.sent_elapsed_ms) },
+            since_sent_ms: if waits { 0 } else { now.saturating_sub(stored.sent_elapsed_ms) },
             resends: stored.resends,
             since_delivered_ms: stored.delivered_elapsed_ms.map(|at| now.saturating_sub(at)),
             heard_by_all: stored.document.escalation.roles.iter().all(has),
@@ -918,14 +914,7 @@ impl Ledger {
     pub fn requeue_open_alerts(&self) -> Result<(), LedgerError> {
         self.change(|tx| {
             for stored in open_alerts(tx)? {
-                let waits: i64 = tx
-                    .query_row(
-                        "SELECT count(*) FROM outbox WHERE alert_id = ?1",
-                        [&stored.document.alert_id],
-                        |r| r.get(0),
-                    )
-                    .map_err(doing("read the outbox"))?;
-                if waits == 0 {
+                if !is_waiting(tx, &stored.document.alert_id)? {
                     self.enqueue(tx, &stored.document)?;
                 }
             }
@@ -1108,6 +1097,12 @@ fn open_alerts_that(tx: &Transaction, condition: &str, values: &[i64]) -> Result
         row.read().map_err(|e| log::error!(event = "alert_unreadable", bytes = subject; "a stored alert cannot be read: {e}")).ok()
     });
     Ok(read.collect())
+}
+
+/// A document of the alert is on its way to the broker.
+fn is_waiting(tx: &Transaction, alert_id: &str) -> Result<bool, LedgerError> {
+    let sql = "SELECT count(*) FROM outbox WHERE alert_id = ?1";
+    tx.query_row(sql, [alert_id], |r| r.get::<_, i64>(0)).map(|n| n > 0).map_err(doing("read the outbox"))
 }
 
 fn receipts(connection: &rusqlite::Connection, alert_id: &str) -> Result<Vec<Receipt>, LedgerError> {

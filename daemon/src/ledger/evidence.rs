@@ -13,7 +13,7 @@ pub fn find(state: &Path, id: &str) -> Result<Vec<SeriesRow>, LedgerError> {
         .query_row("SELECT study_uid FROM alerts WHERE alert_id = ?1", [id], |r| r.get(0))
         .optional()
         .map_err(doing("look for an alert"))?;
-    let mut rows = series_rows(&connection)?;
+    let mut rows = series_rows(&connection, None)?;
     rows.retain(|row| match &study {
         // What an alert rests on are the series of its study that were read.
         Some(study) => row.study_uid == *study && row.model_sha256.is_some(),

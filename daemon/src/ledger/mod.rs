@@ -234,12 +234,17 @@ impl Ledger {
 
     /// Every series, from a database that a daemon may be writing to; oldest first.
     pub fn list(state: &Path) -> Result<Vec<SeriesRow>, LedgerError> {
-        series_rows(&open_read_only(state)?)
+        series_rows(&open_read_only(state)?, None)
     }
 
     /// Every series, oldest first.
     pub fn series(&self) -> Result<Vec<SeriesRow>, LedgerError> {
-        series_rows(&self.lock())
+        series_rows(&self.lock(), None)
+    }
+
+    /// The series of one study, oldest first.
+    pub fn series_of(&self, study_uid: &str) -> Result<Vec<SeriesRow>, LedgerError> {
+        series_rows(&self.lock(), Some(study_uid))
     }
 
     /// Starts of the daemon on this database.
@@ -450,12 +455,12 @@ fn open_read_only(state: &Path) -> Result<Connection, LedgerError> {
     opened.map_err(|source| LedgerError::Open { path, source })
 }
 
-fn series_rows(connection: &Connection) -> Result<Vec<SeriesRow>, LedgerError> {
+fn series_rows(connection: &Connection, study_uid: Option<&str>) -> Result<Vec<SeriesRow>, LedgerError> {
     let sql = "SELECT study_uid, series_uid, study_ref, disposition, reason, stage, revision, instances, input_sha256,
                model_sha256, verdict, decided_ms, coalesce(calling_ae, ''), received_first_ms, received_last_ms,
-               timings, purged_ms, rowid FROM series ORDER BY decided_ms, series_uid";
+               timings, purged_ms, rowid FROM series WHERE ?1 IS NULL OR study_uid = ?1 ORDER BY decided_ms, series_uid";
     let mut statement = connection.prepare(sql).map_err(doing("read the ledger"))?;
-    let rows = statement.query_map([], |r| {
+    let rows = statement.query_map([study_uid], |r| {
         Ok(SeriesRow {
             study_uid: r.get(0)?,
             series_uid: r.get(1)?,

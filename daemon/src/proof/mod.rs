@@ -15,10 +15,12 @@ use std::time::Duration;
 
 use dicom_object::FileDicomObject;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::block_in_place as blocking;
 
 use crate::alert::stations::Stations;
 use crate::clock;
 use crate::config;
+use crate::decide::suitability::CT_IMAGE_STORAGE;
 use crate::dicom::{AeTitle, SeriesUid, StudyUid};
 use crate::infer::Golden;
 use crate::ledger::proofs::{Proof, Reached};
@@ -27,7 +29,6 @@ use crate::report::dataset::Dataset;
 use crate::report::scu::{self, Object};
 use crate::spool::Spool;
 
-const CT_IMAGE_STORAGE: &str = "1.2.840.10008.5.1.4.1.1.2";
 /// How often a running proof is looked at.
 const LOOK: Duration = Duration::from_millis(200);
 /// The first one comes soon after the start: an update or a reboot proves itself.
@@ -43,29 +44,23 @@ pub type Wanted = oneshot::Sender<Result<Proof, String>>;
 
 /// The prover and what it sends.
 pub struct Prover {
-    config: config::Proof,
-    called: AeTitle,
-    address: SocketAddr,
-    golden: Golden,
-    ledger: Arc<Ledger>,
-    spool: Arc<Spool>,
-    stations: Stations,
+    /// How often, how long, as whom.
+    pub config: config::Proof,
+    /// Our own AE title.
+    pub called: AeTitle,
+    /// Our own port.
+    pub address: SocketAddr,
+    /// What is sent, and its answer.
+    pub golden: Golden,
+    /// Where proofs are written down.
+    pub ledger: Arc<Ledger>,
+    /// From which they are removed again.
+    pub spool: Arc<Spool>,
+    /// Who listens.
+    pub stations: Stations,
 }
 
 impl Prover {
-    /// Sends to our own port at `address`.
-    pub fn new(
-        config: config::Proof,
-        called: AeTitle,
-        address: SocketAddr,
-        golden: Golden,
-        ledger: Arc<Ledger>,
-        spool: Arc<Spool>,
-        stations: Stations,
-    ) -> Self {
-        Prover { config, called, address: reachable(address), golden, ledger, spool, stations }
-    }
-
     /// Runs until shutdown.
     pub async fn run(self, mut wanted: mpsc::Receiver<Wanted>, mut shutdown: watch::Receiver<bool>) {
         let interval = Duration::from_secs(self.config.interval_s);
@@ -97,7 +92,7 @@ impl Prover {
     }
 
     fn tell(&self, result: &Result<Proof, LedgerError>) {
-        let told = tokio::task::block_in_place(|| match result {
+        let told = blocking(|| match result {
             Ok(Proof { failure: None, took_ms, reached, .. }) => {
                 log::info!(event = "proof_of_life", took_ms = took_ms.unwrap_or(0); "proof of life reached the {reached:?}");
                 self.ledger.resolve_technical("proof_failed", "a later proof of life succeeded")
@@ -149,7 +144,9 @@ impl Prover {
             Ok(objects) => objects,
             Err(detail) => return Ok(Some(format!("the golden series cannot be sent: {detail}"))),
         };
-        let sent = scu::send(&self.config.ae_title, &self.called, &self.address.to_string(), &objects).await;
+        let sent =
+            scu::send(&self.config.ae_title, &self.called, &reachable(self.address).to_string(), &objects)
+                .await;
         if let Err(error) = sent {
             return Ok(Some(format!("dicom: {error}")));
         }
@@ -188,10 +185,7 @@ impl Prover {
 
     /// What is wrong with the verdict, once there is one.
     fn misread(&self, study: &StudyUid) -> Result<Option<String>, LedgerError> {
-        let Some(row) = self.ledger.series()?.into_iter().rev().find(|r| r.study_uid == study.as_str())
-        else {
-            return Ok(None);
-        };
+        let Some(row) = self.ledger.series_of(study.as_str())?.pop() else { return Ok(None) };
         let verdict: serde_json::Value = serde_json::from_str(&row.verdict).map_err(LedgerError::Document)?;
         let any = verdict
             .pointer("/scores/any")
@@ -250,8 +244,4 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
         _ => {}
     }
     address
-}
-
-fn blocking<T>(f: impl FnOnce() -> T) -> T {
-    tokio::task::block_in_place(f)
 }
