@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::peers::{self, Appliance, Mosquitto, Phantom, alone, dcmsend, python, repository};
 
-fn enhanced(kind: &str, files: &[PathBuf], dir: &Path) -> PathBuf {
+pub fn enhanced(kind: &str, files: &[PathBuf], dir: &Path) -> PathBuf {
     let out = dir.join(format!("{kind}.dcm"));
     let output = Command::new(python())
         .arg(repository().join("tests/make_enhanced.py"))

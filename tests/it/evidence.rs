@@ -124,10 +124,37 @@ fn what_is_old_is_purged_and_what_is_open_is_not() {
     wait_until("the bleed is purged", || appliance.stored() == 0);
     assert!(purged(&appliance)["suspected"]);
     assert!(String::from_utf8_lossy(&ichd(&appliance, &["ledger"]).stdout).contains("purged"));
+    // One slice of it that comes again destroys nothing, over a restart too.
+    assert!(storescu(appliance.port, &Phantom::quiet().files[..1], &[]).0);
+    wait_until("the late slice is recorded", || appliance.log().contains("event=late_after_purge"));
+    appliance.kill();
+    appliance.up();
+    let rows = appliance.ledger();
+    let row = rows.iter().find(|r| r["disposition"] == "not_suspected").unwrap();
+    assert_eq!((&row["instances"], &row["late_instances"]), (&30.into(), &1.into()), "{row}");
+    assert!(!row["purged_ms"].is_null() && row["reason"].is_null(), "{row}");
     // A purged series can be sent again, and is read again.
     assert!(storescu(appliance.port, &Phantom::quiet().files, &[]).0);
     wait_until("read again", || !purged(&appliance)["not_suspected"]);
     assert_eq!(appliance.stored(), 30);
+    assert_eq!(appliance.log().matches("event=late_after_purge").count(), 1, "{}", appliance.log());
+}
+
+#[test]
+fn an_enhanced_series_is_purged_like_any_other() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let mut appliance = Appliance::alerts_to(&broker);
+    let dir = tempfile::tempdir().unwrap();
+    let file = crate::enhanced::enhanced("explicit", &Phantom::quiet().files, dir.path());
+    assert!(crate::peers::dcmsend(appliance.port, &[file]).0);
+    let row = appliance.dispositions(1).remove(0);
+    assert_eq!((&row["instances"], appliance.stored()), (&1.into(), 1));
+    appliance.kill();
+    on_database(&appliance, "UPDATE series SET decided_ms = decided_ms - 40 * 86400000");
+    appliance.up();
+    wait_until("it is purged", || appliance.stored() == 0);
+    assert!(!appliance.ledger()[0]["purged_ms"].is_null());
 }
 
 fn on_database(appliance: &Appliance, sql: &str) {

@@ -22,7 +22,7 @@ pub fn ledger(args: &Args) -> Result<(), Failure> {
             println!("{}", super::json(&row)?);
         } else {
             println!(
-                "{:5}  {}  {:13} {:16} {:4} instances  from {}  series {}  revision {}{}",
+                "{:5}  {}  {:13} {:16} {:4} instances  from {}  series {}  revision {}{}{}",
                 row.row,
                 crate::clock::rfc3339(row.decided_ms),
                 row.disposition,
@@ -32,6 +32,7 @@ pub fn ledger(args: &Args) -> Result<(), Failure> {
                 row.series_uid,
                 row.revision,
                 if row.purged_ms.is_some() { "  purged" } else { "" },
+                row.late_instances.map_or(String::new(), |n| format!("  {n} came again later")),
             );
         }
     }

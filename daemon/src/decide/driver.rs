@@ -200,6 +200,12 @@ impl Judge {
         let ledger = &self.wiring.ledger;
         let recorded = blocking(|| ledger.record(verdict, &record));
         match recorded {
+            Ok(recorded) if recorded.late => {
+                log::warn!(
+                    event = "late_after_purge", study = recorded.study_ref.as_str(), instances = verdict.instances;
+                    "slices of a purged series came again; the earlier verdict stands"
+                );
+            }
             Ok(recorded) => {
                 log::info!(
                     event = "verdict",

@@ -152,7 +152,7 @@ impl Wiring {
     }
 
     async fn purge(&self, judged: &Judged, because: Because, now_ms: u64) {
-        let mark = || self.ledger.mark_purged(&judged.series_uid, judged.decided_ms, now_ms);
+        let mark = || self.ledger.mark_purged(judged, now_ms);
         match tokio::task::block_in_place(mark) {
             Ok(true) => {}
             Ok(false) => return,
@@ -182,19 +182,29 @@ impl Wiring {
             true => {
                 tokio::task::block_in_place(|| self.spool.purge_series(&study, &series, judged.instances))
             }
-            false => Ok(Purged::Changed),
+            false => Ok(Purged::Changed(usize::MAX)),
         };
         match purged {
-            Ok(Purged::Gone(_)) => return true,
-            Ok(Purged::Changed) => {}
+            // Fewer than were judged: those have gone, and others of the series came after that.
+            Ok(Purged::Gone(_)) => return self.ended(judged),
+            Ok(Purged::Changed(n)) if n < judged.instances => return self.ended(judged),
+            Ok(Purged::Changed(_)) => {}
             Err(error) => {
                 log::error!(event = "purge_failed"; "a series could not be purged: {}", crate::chain(&error))
             }
         }
-        if let Err(error) = tokio::task::block_in_place(|| self.ledger.unmark_purged(&judged.series_uid)) {
+        if let Err(error) = tokio::task::block_in_place(|| self.ledger.unmark_purged(judged)) {
             log::error!(event = "ledger_failed"; "a purge could not be taken back: {error}");
         }
         false
+    }
+
+    fn ended(&self, judged: &Judged) -> bool {
+        let ended = tokio::task::block_in_place(|| self.ledger.purge_ended(judged, clock::wall_ms()));
+        if let Err(error) = ended {
+            log::error!(event = "ledger_failed"; "the end of a purge could not be written down: {error}");
+        }
+        true
     }
 }
 

@@ -105,6 +105,8 @@ pub struct Recorded {
     pub study_ref: String,
     /// Alert and revision, if the verdict changed one.
     pub alert: Option<(String, u64)>,
+    /// It is about slices that came after the purge of their series; an earlier verdict stands.
+    pub late: bool,
 }
 
 /// One series in the ledger.
@@ -146,6 +148,10 @@ pub struct SeriesRow {
     pub timings: Timings,
     /// When its instances were purged from the spool, ms since the epoch; the row stays.
     pub purged_ms: Option<u64>,
+    /// How many instances came again after that, if fewer than were judged: kept beside the verdict that stands.
+    pub late_instances: Option<u64>,
+    /// Final verdicts on this series that stood before this one; all are kept.
+    pub replaced: u64,
 }
 
 /// One document that waits for the broker.
@@ -234,17 +240,17 @@ impl Ledger {
 
     /// Every series, from a database that a daemon may be writing to; oldest first.
     pub fn list(state: &Path) -> Result<Vec<SeriesRow>, LedgerError> {
-        series_rows(&open_read_only(state)?, None)
+        series_rows(&open_read_only(state)?, ALL, &[])
     }
 
     /// Every series, oldest first.
     pub fn series(&self) -> Result<Vec<SeriesRow>, LedgerError> {
-        series_rows(&self.lock(), None)
+        series_rows(&self.lock(), ALL, &[])
     }
 
     /// The series of one study, oldest first.
     pub fn series_of(&self, study_uid: &str) -> Result<Vec<SeriesRow>, LedgerError> {
-        series_rows(&self.lock(), Some(study_uid))
+        series_rows(&self.lock(), "study_uid = ?1", &[&study_uid])
     }
 
     /// Starts of the daemon on this database.
@@ -285,7 +291,11 @@ impl Ledger {
     /// Input hash and revision of every series with a final disposition.
     pub fn already_read(&self) -> Result<HashMap<SeriesUid, (String, u32)>, LedgerError> {
         let connection = self.lock();
-        let sql = "SELECT series_uid, input_sha256, revision FROM series WHERE stage = 'final'";
+        // Of a purged series the spool holds what came late.
+        let sql = "SELECT s.series_uid, coalesce(l.input_sha256, s.input_sha256), s.revision FROM series AS s
+                   LEFT JOIN side_verdicts AS l
+                       ON l.series_uid = s.series_uid AND l.kind = 'late' AND l.closed_ms IS NULL
+                   WHERE s.stage = 'final'";
         let mut statement = connection.prepare(sql).map_err(doing("read the ledger"))?;
         let rows = statement
             .query_map([], |r| Ok((r.get::<_, String>(0)?, (r.get(1)?, r.get(2)?))))
@@ -301,6 +311,17 @@ impl Ledger {
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(doing("begin a transaction"))?;
         let study_ref = self.reference(verdict.study.as_str());
+        if evidence::is_late(&tx, verdict)? {
+            evidence::record_late(
+                &tx,
+                verdict,
+                record,
+                [&study_ref, &self.reference(verdict.series.as_str())],
+            )?;
+            tx.commit().map_err(doing("commit a late verdict"))?;
+            return Ok(Recorded { study_ref, alert: None, late: true });
+        }
+        evidence::keep_replaced(&tx, verdict, record.decided_wall_ms)?;
         self.write_series(&tx, verdict, record, &study_ref)?;
         let test = is_proof(&tx, verdict.study.as_str())?;
         if !test {
@@ -330,7 +351,7 @@ impl Ledger {
             audit::append(&tx, "disposition", &body)?;
         }
         tx.commit().map_err(doing("commit a verdict"))?;
-        Ok(Recorded { study_ref, alert })
+        Ok(Recorded { study_ref, alert, late: false })
     }
 
     /// The oldest document that waits.
@@ -455,12 +476,21 @@ fn open_read_only(state: &Path) -> Result<Connection, LedgerError> {
     opened.map_err(|source| LedgerError::Open { path, source })
 }
 
-fn series_rows(connection: &Connection, study_uid: Option<&str>) -> Result<Vec<SeriesRow>, LedgerError> {
-    let sql = "SELECT study_uid, series_uid, study_ref, disposition, reason, stage, revision, instances, input_sha256,
+const ALL: &str = "true";
+
+fn series_rows(
+    connection: &Connection,
+    condition: &str,
+    params: &[&dyn rusqlite::ToSql],
+) -> Result<Vec<SeriesRow>, LedgerError> {
+    let sql = format!("SELECT study_uid, series_uid, study_ref, disposition, reason, stage, revision, instances, input_sha256,
                model_sha256, verdict, decided_ms, coalesce(calling_ae, ''), received_first_ms, received_last_ms,
-               timings, purged_ms, rowid FROM series WHERE ?1 IS NULL OR study_uid = ?1 ORDER BY decided_ms, series_uid";
-    let mut statement = connection.prepare(sql).map_err(doing("read the ledger"))?;
-    let rows = statement.query_map([study_uid], |r| {
+               timings, purged_ms, rowid,
+               (SELECT max(instances) FROM side_verdicts AS v WHERE v.series_uid = s.series_uid AND v.kind = 'late'),
+               (SELECT count(*) FROM side_verdicts AS v WHERE v.series_uid = s.series_uid AND v.kind = 'replaced')
+               FROM series AS s WHERE {condition} ORDER BY decided_ms, series_uid");
+    let mut statement = connection.prepare(&sql).map_err(doing("read the ledger"))?;
+    let rows = statement.query_map(params, |r| {
         Ok(SeriesRow {
             study_uid: r.get(0)?,
             series_uid: r.get(1)?,
@@ -485,6 +515,8 @@ fn series_rows(connection: &Connection, study_uid: Option<&str>) -> Result<Vec<S
             timings: serde_json::from_str(&r.get::<_, String>(15)?).unwrap_or_default(),
             purged_ms: r.get::<_, Option<i64>>(16)?.map(i64::unsigned_abs),
             row: r.get(17)?,
+            late_instances: r.get::<_, Option<i64>>(18)?.map(i64::unsigned_abs),
+            replaced: r.get::<_, i64>(19)?.unsigned_abs(),
         })
     });
     rows.and_then(Iterator::collect).map_err(doing("read the ledger"))

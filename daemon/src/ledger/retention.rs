@@ -15,6 +15,8 @@ pub struct Judged {
     pub instances: usize,
     /// When, ms since the epoch.
     pub decided_ms: u64,
+    /// The late verdict that this is, beside the one that stands.
+    pub late: Option<i64>,
 }
 
 /// An alert that still wants somebody, a report on its way: the series stays.
@@ -26,42 +28,67 @@ impl Ledger {
     /// Finally judged series of which nothing is open, decided before `before_ms`, oldest first.
     pub fn purgeable(&self, before_ms: u64, most: usize) -> Result<Vec<Judged>, LedgerError> {
         let sql = format!(
-            "SELECT study_uid, series_uid, instances, decided_ms FROM series AS s
+            "SELECT study_uid, series_uid, instances, decided_ms, NULL FROM series AS s
              WHERE stage = 'final' AND purged_ms IS NULL AND decided_ms < ?1 AND NOT ({OPEN})
+             UNION ALL SELECT study_uid, series_uid, instances, decided_ms, seq FROM side_verdicts AS s
+             WHERE kind = 'late' AND closed_ms IS NULL AND decided_ms < ?1 AND NOT ({OPEN})
              ORDER BY decided_ms LIMIT ?2"
         );
         self.judged(&sql, params![integer(before_ms), integer(most as u64)])
     }
 
-    /// Series that were marked as purged; a crash may have come before their files went.
+    /// Series whose purge was begun and not ended: a crash came before their files went.
     pub fn marked_purged(&self) -> Result<Vec<Judged>, LedgerError> {
         self.judged(
-            "SELECT study_uid, series_uid, instances, decided_ms FROM series WHERE purged_ms IS NOT NULL",
+            "SELECT study_uid, series_uid, instances, decided_ms, NULL FROM series
+             WHERE purged_ms IS NOT NULL AND purge_ended_ms IS NULL",
             params![],
         )
     }
 
+    /// The files have gone.
+    pub fn purge_ended(&self, judged: &Judged, at_ms: u64) -> Result<(), LedgerError> {
+        if judged.late.is_some() {
+            return Ok(());
+        }
+        let sql = "UPDATE series SET purge_ended_ms = ?2 WHERE series_uid = ?1 AND purged_ms IS NOT NULL";
+        self.lock()
+            .execute(sql, params![judged.series_uid, integer(at_ms)])
+            .map(|_| ())
+            .map_err(doing("end a purge"))
+    }
+
     /// Marks a series as purged unless something of it has opened meanwhile; returns whether it was marked.
-    pub fn mark_purged(&self, series_uid: &str, decided_ms: u64, at_ms: u64) -> Result<bool, LedgerError> {
-        let sql = format!(
-            "UPDATE series AS s SET purged_ms = ?3
-             WHERE series_uid = ?1 AND decided_ms = ?2 AND stage = 'final' AND purged_ms IS NULL AND NOT ({OPEN})"
-        );
+    pub fn mark_purged(&self, judged: &Judged, at_ms: u64) -> Result<bool, LedgerError> {
+        // A late verdict that lost its files to a crash is found in the spool and recorded anew.
+        let sql = match judged.late {
+            Some(_) => format!(
+                "UPDATE side_verdicts AS s SET closed_ms = ?3
+                 WHERE series_uid = ?1 AND decided_ms = ?2 AND kind = 'late' AND closed_ms IS NULL AND NOT ({OPEN})"
+            ),
+            None => format!(
+                "UPDATE series AS s SET purged_ms = ?3, purge_ended_ms = NULL
+                 WHERE series_uid = ?1 AND decided_ms = ?2 AND stage = 'final' AND purged_ms IS NULL AND NOT ({OPEN})"
+            ),
+        };
         let mut connection = self.lock();
         let tx = connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(doing("begin a transaction"))?;
         let n = tx
-            .execute(&sql, params![series_uid, integer(decided_ms), integer(at_ms)])
+            .execute(&sql, params![judged.series_uid, integer(judged.decided_ms), integer(at_ms)])
             .map_err(doing("mark a purge"))?;
         tx.commit().map_err(doing("mark a purge"))?;
         Ok(n == 1)
     }
 
     /// Takes the mark back: the series was not what was judged any more, and stayed.
-    pub fn unmark_purged(&self, series_uid: &str) -> Result<(), LedgerError> {
-        let sql = "UPDATE series SET purged_ms = NULL WHERE series_uid = ?1";
-        self.lock().execute(sql, [series_uid]).map(|_| ()).map_err(doing("take back a purge"))
+    pub fn unmark_purged(&self, judged: &Judged) -> Result<(), LedgerError> {
+        let (sql, of) = match judged.late {
+            Some(seq) => ("UPDATE side_verdicts SET closed_ms = NULL WHERE seq = ?1", seq.to_string()),
+            None => ("UPDATE series SET purged_ms = NULL WHERE series_uid = ?1", judged.series_uid.clone()),
+        };
+        self.lock().execute(sql, [of]).map(|_| ()).map_err(doing("take back a purge"))
     }
 
     /// Everything that waits to be told about instances: answers to storage commitment. A SOP Instance UID that stands
@@ -86,6 +113,7 @@ impl Ledger {
                 series_uid: r.get(1)?,
                 instances: r.get::<_, i64>(2)?.unsigned_abs() as usize,
                 decided_ms: r.get::<_, i64>(3)?.unsigned_abs(),
+                late: r.get(4)?,
             })
         });
         rows.and_then(Iterator::collect).map_err(doing("read judged series"))
@@ -129,16 +157,26 @@ mod tests {
         let report = ledger.reports_waiting("A", 1).unwrap().remove(0);
         ledger.report_settled(report.seq, Settled::Delivered, 1).unwrap();
         assert!(purgeable(&ledger).is_empty(), "its alert is open");
-        assert!(!ledger.mark_purged("1.2.3.1", 1_000, 2_000).unwrap());
+        let judged = |decided_ms| Judged {
+            study_uid: "1.2.3".into(),
+            series_uid: "1.2.3.1".into(),
+            instances: 1,
+            decided_ms,
+            late: None,
+        };
+        assert!(!ledger.mark_purged(&judged(1_000), 2_000).unwrap());
         ledger.record(&verdict(1, Stage::Final, None), &record).unwrap();
         assert!(purgeable(&ledger).is_empty(), "a report waits");
         let report = ledger.reports_waiting("A", 1).unwrap().remove(0);
         ledger.report_settled(report.seq, Settled::GivenUp, 1).unwrap();
         assert_eq!(purgeable(&ledger), ["1.2.3.1"]);
         assert!(ledger.purgeable(1_000, 10).unwrap().is_empty(), "too young");
-        assert!(!ledger.mark_purged("1.2.3.1", 999, 2_000).unwrap(), "judged again meanwhile");
-        assert!(ledger.mark_purged("1.2.3.1", 1_000, 2_000).unwrap());
+        assert!(!ledger.mark_purged(&judged(999), 2_000).unwrap(), "judged again meanwhile");
+        assert!(ledger.mark_purged(&judged(1_000), 2_000).unwrap());
         assert!(purgeable(&ledger).is_empty());
+        assert_eq!(ledger.marked_purged().unwrap().len(), 1, "begun and not ended");
+        ledger.purge_ended(&judged(1_000), 2_000).unwrap();
+        assert!(ledger.marked_purged().unwrap().is_empty(), "what is sent again is no part of it");
         let row = ledger.series().unwrap().remove(0);
         assert_eq!((row.purged_ms, row.disposition.as_str()), (Some(2_000), "not_suspected"));
         // Slices that come again make a new row, and it is not purged.

@@ -20,8 +20,8 @@ use crate::dicom::{SeriesUid, StudyUid};
 pub enum Purged {
     /// It is gone, with so many instances.
     Gone(usize),
-    /// Something else lies there than was judged: a late slice. It stays.
-    Changed,
+    /// So many files lie there, other than were judged: a late slice. They stay.
+    Changed(usize),
 }
 
 /// Folders whose files are kept for nobody but the curious.
@@ -52,7 +52,7 @@ impl Spool {
                 entries => entries.map_err(io(&folder))?.flatten().count(),
             };
             if files != n_instances {
-                return Ok(Purged::Changed);
+                return Ok(Purged::Changed(files));
             }
             if target.exists() {
                 wipe_tree(&target).map_err(io(&target))?;
@@ -155,7 +155,7 @@ mod tests {
         let spool = spool(dir.path());
         let first = stored(&spool);
         let (study, series) = (&first.header.study, &first.header.series);
-        assert_eq!(spool.purge_series(study, series, 2).unwrap(), Purged::Changed);
+        assert_eq!(spool.purge_series(study, series, 2).unwrap(), Purged::Changed(1));
         assert_eq!(spool.rescan().unwrap().len(), 1);
         assert_eq!(spool.purge_series(study, series, 1).unwrap(), Purged::Gone(1));
         assert!(spool.rescan().unwrap().is_empty() && !first.path.exists());
