@@ -451,7 +451,7 @@ pub struct ReportDestination {
 }
 
 fn all_kinds() -> Vec<Kind> {
-    vec![Kind::Report, Kind::Capture, Kind::KeyObject]
+    Kind::ALL.to_vec()
 }
 
 impl ReportDestination {

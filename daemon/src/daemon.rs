@@ -174,6 +174,7 @@ pub async fn run(
         wake: wake.clone(),
         slices_max: config.assemble.slices_max,
         hysteresis: config.alert.hysteresis,
+        field_mm: reader.field_mm(),
         pulse: pulses.register("decide"),
     }));
     let (events_tx, events) = mpsc::channel(EVENTS_MAX);

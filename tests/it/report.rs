@@ -157,14 +157,14 @@ fn sop(file: &Path) -> String {
 }
 
 #[test]
-fn a_bleed_comes_back_as_report_capture_and_key_object_that_peers_can_read() {
+fn a_bleed_comes_back_as_report_capture_key_object_and_segmentation_that_peers_can_read() {
     let _alone = alone();
     let broker = Mosquitto::start();
     let pacs = Pacs::start();
     let appliance = reporting(&broker, &pacs.destination());
     assert!(storescu(appliance.port, &Phantom::bleed().files, &[]).0);
     let row = appliance.dispositions(1).remove(0);
-    let files = pacs.received(3);
+    let files = pacs.received(4);
     verify(&files);
     let objects = read(&files);
     let source = read(&Phantom::bleed().files[..1]).remove(0);
@@ -191,6 +191,53 @@ fn a_bleed_comes_back_as_report_capture_and_key_object_that_peers_can_read() {
     assert_eq!(one(&objects, "KO")["images"][0], key);
     let capture = one(&objects, "OT");
     assert_eq!((&capture["burned_in"], &capture["images"][0]), (&"YES".into(), &key.into()));
+    // The mask lies on the slices of the finding, in their geometry, where the bleed was painted: on the left.
+    let mask = one(&objects, "SEG");
+    assert_eq!((&mask["rows"], &mask["columns"], &mask["segments"]), (&256.into(), &256.into(), &1.into()));
+    let slices: Vec<String> = verdict["slices"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|s| s["sop_uid"].as_str().unwrap().to_owned())
+        .collect();
+    let range = &verdict["finding"]["slice_range"];
+    let range = range[0].as_u64().unwrap() as usize..=range[1].as_u64().unwrap() as usize;
+    let marked = mask["images"].as_array().unwrap();
+    assert!(marked.iter().all(|u| slices[range.clone()].iter().any(|s| u == s)), "{mask}");
+    assert!(marked.iter().any(|u| u == key), "{mask}");
+    assert!(mask["middle"][0].as_f64().unwrap() > 5.0, "x grows to the patient's left: {mask}");
+    let step_mm = 5.0;
+    let ml = mask["volume_cells"].as_f64().unwrap() * step_mm / 1000.0;
+    let said = report["volume_ml"].as_f64().unwrap();
+    assert!((ml - said).abs() < 0.35 * said + 1.0, "{ml} ml in the mask, {said} in the report");
+}
+
+/// In an Enhanced CT every slice has the same SOP Instance UID: a reference without its frame points at nothing.
+#[test]
+fn results_on_enhanced_ct_name_the_frame() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let pacs = Pacs::start();
+    let appliance = reporting(&broker, &pacs.destination());
+    let dir = tempfile::tempdir().unwrap();
+    let file = crate::enhanced::enhanced("explicit", &Phantom::bleed().files, dir.path());
+    assert!(crate::peers::dcmsend(appliance.port, std::slice::from_ref(&file)).0);
+    let row = appliance.dispositions(1).remove(0);
+    let verdict: Value = serde_json::from_str(row["verdict"].as_str().unwrap()).unwrap();
+    let key = &verdict["finding"]["key_frame"];
+    let files = pacs.received(4);
+    verify(&files);
+    let objects = read(&files);
+    for modality in ["SR", "KO", "OT"] {
+        let object = one(&objects, modality);
+        assert_eq!(
+            (&object["images"][0], &object["image_frames"][0]),
+            (&sop(&file).into(), key),
+            "{modality}"
+        );
+    }
+    let frames = one(&objects, "SEG")["source_frames"].as_array().unwrap();
+    assert!(frames.contains(key) && !frames.contains(&0.into()), "{frames:?}");
 }
 
 #[test]
@@ -225,11 +272,11 @@ fn a_destination_that_is_down_loses_nothing_over_a_kill_and_holds_up_no_other() 
     let (up, mut late) = (Pacs::start(), Pacs::down());
     let mut appliance = reporting(&broker, &format!("{}{}", late.destination(), up.destination()));
     assert!(storescu(appliance.port, &Phantom::bleed().files, &[]).0);
-    let first: Vec<PathBuf> = up.received(3);
+    let first: Vec<PathBuf> = up.received(4);
     appliance.kill();
     appliance.up();
     late.up();
-    let second = late.received(3);
+    let second = late.received(4);
     let name = |p: &PathBuf| p.file_name().unwrap().to_owned();
     assert_eq!(first.iter().map(name).collect::<Vec<_>>(), second.iter().map(name).collect::<Vec<_>>());
     // The same verdict is the same object: bytes and all.
@@ -237,7 +284,7 @@ fn a_destination_that_is_down_loses_nothing_over_a_kill_and_holds_up_no_other() 
         let hash = |p: &Path| ichd::dicom::dataset::sha256(p).unwrap();
         assert_eq!((sop(a), hash(a)), (sop(b), hash(b)));
     }
-    assert_eq!(up.files().len(), 3, "what was delivered is not sent again");
+    assert_eq!(up.files().len(), 4, "what was delivered is not sent again");
 }
 
 #[test]
@@ -259,10 +306,10 @@ fn orthanc_files_the_results_with_the_study_they_belong_to() {
     assert!(sent.success());
     assert!(storescu(appliance.port, files, &[]).0);
     let series = || orthanc.get("/series?expand").and_then(|s| s.as_array().cloned()).unwrap_or_default();
-    wait_until("scan and three results in Orthanc", || series().len() == 4);
+    wait_until("scan and four results in Orthanc", || series().len() == 5);
     assert_eq!(orthanc.get("/studies").unwrap().as_array().unwrap().len(), 1, "one study");
     let mut modalities: Vec<String> =
         series().iter().map(|s| s["MainDicomTags"]["Modality"].as_str().unwrap().to_owned()).collect();
     modalities.sort();
-    assert_eq!(modalities, ["CT", "KO", "OT", "SR"]);
+    assert_eq!(modalities, ["CT", "KO", "OT", "SEG", "SR"]);
 }

@@ -20,6 +20,7 @@ use crate::infer::driver::{Job, Jobs, Outcome};
 use crate::infer::{ReadError, Timings};
 use crate::ledger::{Ledger, Record};
 use crate::privacy::Privacy;
+use crate::report::Lesion;
 use crate::spool::Arrival;
 
 /// A series whose reading ended the program this often is not tried again.
@@ -49,6 +50,8 @@ pub struct Wiring {
     pub slices_max: usize,
     /// A late slice takes a final alert back only if the score falls this far below the operating point.
     pub hysteresis: f32,
+    /// Side of the square that lesion maps cover, mm.
+    pub field_mm: f64,
     /// Beats at least once a second.
     pub pulse: Pulse,
 }
@@ -62,7 +65,7 @@ struct Judge {
     /// Series that may not be read again.
     crashed: HashSet<SeriesUid>,
     /// Verdicts that the database did not take; tried again each second.
-    unrecorded: VecDeque<(SharedVolume, Verdict, Timings)>,
+    unrecorded: VecDeque<(SharedVolume, Verdict, Timings, Option<Lesion>)>,
 }
 
 /// Runs until `assemble` hangs up and the reader has answered everything it was given.
@@ -170,23 +173,35 @@ impl Judge {
         if stage == Stage::Provisional && !matches!(verdict.disposition, Disposition::Suspected(_)) {
             return;
         }
-        self.record(&volume, &verdict, timings).await;
+        let lesion = match (&reading, verdict.disposition.finding()) {
+            (Ok(reading), Some(finding)) if complete => {
+                Lesion::of(reading, &volume, finding, self.wiring.field_mm)
+            }
+            _ => None,
+        };
+        self.record(&volume, &verdict, timings, lesion).await;
     }
 
     /// In the order in which they were given, so that none overtakes another of its series.
     async fn record_again(&mut self) {
         for _ in 0..self.unrecorded.len() {
-            let Some((volume, verdict, timings)) = self.unrecorded.pop_front() else { return };
-            self.record(&volume, &verdict, timings).await;
+            let Some((volume, verdict, timings, lesion)) = self.unrecorded.pop_front() else { return };
+            self.record(&volume, &verdict, timings, lesion).await;
         }
     }
 
     async fn not_analysed(&mut self, volume: &SharedVolume, why: Why) {
         let verdict = decide(volume, Stage::Final, Err(why), &self.wiring.policy);
-        self.record(volume, &verdict, Timings::default()).await;
+        self.record(volume, &verdict, Timings::default(), None).await;
     }
 
-    async fn record(&mut self, volume: &SharedVolume, verdict: &Verdict, timings: Timings) {
+    async fn record(
+        &mut self,
+        volume: &SharedVolume,
+        verdict: &Verdict,
+        timings: Timings,
+        lesion: Option<Lesion>,
+    ) {
         let study_ref = self.wiring.ledger.reference(verdict.study.as_str());
         let record = Record {
             shown: blocking(|| self.wiring.privacy.shown(verdict, &study_ref, volume.frames())),
@@ -196,6 +211,7 @@ impl Judge {
             decided_wall_ms: clock::wall_ms(),
             stands_above: Some(self.wiring.policy.complete.thresholds[0] - self.wiring.hysteresis),
             arrival: blocking(|| Arrival::of(volume.instances())),
+            lesion,
         };
         let ledger = &self.wiring.ledger;
         let recorded = blocking(|| ledger.record(verdict, &record));
@@ -221,7 +237,7 @@ impl Judge {
             Err(error) => {
                 // The instances are in the spool: even if it never succeeds, the next start reads the series again.
                 log::error!(event = "ledger_failed"; "verdict could not be recorded: {}", crate::chain(&error));
-                self.unrecorded.push_back((volume.clone(), verdict.clone(), timings));
+                self.unrecorded.push_back((volume.clone(), verdict.clone(), timings, record.lesion));
                 return;
             }
         }

@@ -343,7 +343,7 @@ fn dispose(volume: &Volume, reading: &Reading, point: &OperatingPoint, tiers: &[
 }
 
 /// Thin series are read in part; ranges are given in slices of the series all the same.
-fn place_of(volume: &Volume, slice: &SliceReading) -> usize {
+pub fn place_of(volume: &Volume, slice: &SliceReading) -> usize {
     volume.slices.iter().position(|s| s.instance.header.id() == slice.slice).unwrap_or(0)
 }
 

@@ -316,17 +316,16 @@ impl Scale {
 
 /// Flips and transposes until columns run to the patient's left and rows to the back.
 fn upright(image: HuImage, g: &PlaneGeometry) -> HuImage {
-    let transpose = g.row[1].abs() > g.row[0].abs();
-    let (right, down) = if transpose { (g.column[0], g.row[1]) } else { (g.row[0], g.column[1]) };
-    if !transpose && right >= 0.0 && down >= 0.0 {
+    let Turn { transpose, mirror_x, mirror_y } = Turn::of(g);
+    if !transpose && !mirror_x && !mirror_y {
         return image;
     }
     let (rows, columns) = if transpose { (image.columns, image.rows) } else { (image.rows, image.columns) };
     let mut hu = Vec::with_capacity(image.hu.len());
     for y in 0..rows {
-        let y = if down < 0.0 { rows - 1 - y } else { y };
+        let y = if mirror_y { rows - 1 - y } else { y };
         for x in 0..columns {
-            let x = if right < 0.0 { columns - 1 - x } else { x };
+            let x = if mirror_x { columns - 1 - x } else { x };
             hu.push(if transpose {
                 image.hu[x * image.columns + y]
             } else {
@@ -337,6 +336,34 @@ fn upright(image: HuImage, g: &PlaneGeometry) -> HuImage {
     let (row_mm, column_mm) =
         if transpose { (image.column_mm, image.row_mm) } else { (image.row_mm, image.column_mm) };
     HuImage { rows, columns, row_mm, column_mm, hu }
+}
+
+/// How a stored image is turned upright: by swapping rows and columns first, then mirroring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Turn {
+    transpose: bool,
+    mirror_x: bool,
+    mirror_y: bool,
+}
+
+impl Turn {
+    /// The turn of a plane.
+    pub fn of(g: &PlaneGeometry) -> Self {
+        let transpose = g.row[1].abs() > g.row[0].abs();
+        let (right, down) = if transpose { (g.column[0], g.row[1]) } else { (g.row[0], g.column[1]) };
+        Turn { transpose, mirror_x: right < 0.0, mirror_y: down < 0.0 }
+    }
+
+    /// Where a pixel [row, column] of the stored image lies in the upright one: mm from the middle toward the patient's
+    /// left and toward the back. `spacing_mm`: between rows, between columns.
+    pub fn offset_mm(self, pixel: [usize; 2], size: [usize; 2], spacing_mm: [f64; 2]) -> [f64; 2] {
+        let from_middle = |i: usize| (pixel[i] as f64 + 0.5 - size[i] as f64 / 2.0) * spacing_mm[i];
+        let (x, y) = match self.transpose {
+            true => (from_middle(0), from_middle(1)),
+            false => (from_middle(1), from_middle(0)),
+        };
+        [if self.mirror_x { -x } else { x }, if self.mirror_y { -y } else { y }]
+    }
 }
 
 #[cfg(test)]
@@ -392,5 +419,26 @@ mod tests {
         assert_eq!((turned.rows, turned.columns, turned.row_mm), (3, 2, 2.0));
         assert_eq!(turned.hu, [1., 4., 2., 5., 3., 6.]);
         assert_eq!(upright(image.clone(), &plane([1.0, 0.0, 0.0], [0.0, 1.0, 0.0])), image);
+        // Where a stored pixel lies is where the upright image has it.
+        for (row, column) in [
+            ([1.0, 0.0, 0.0], [0.0, 1.0, 0.0]),
+            ([-1.0, 0.0, 0.0], [0.0, 1.0, 0.0]),
+            ([1.0, 0.0, 0.0], [0.0, -1.0, 0.0]),
+            ([0.0, 1.0, 0.0], [1.0, 0.0, 0.0]),
+            ([0.0, -1.0, 0.0], [1.0, 0.0, 0.0]),
+            ([0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]),
+        ] {
+            let plane = plane(row, column);
+            let turned = upright(image.clone(), &plane);
+            for at in 0..image.hu.len() {
+                let pixel = [at / image.columns, at % image.columns];
+                let spacing = [image.row_mm, image.column_mm];
+                let [x, y] = Turn::of(&plane).offset_mm(pixel, [image.rows, image.columns], spacing);
+                let index = |mm: f64, each: f64, n: usize| (mm / each + n as f64 / 2.0).floor() as usize;
+                let (x, y) =
+                    (index(x, turned.column_mm, turned.columns), index(y, turned.row_mm, turned.rows));
+                assert_eq!(turned.hu[y * turned.columns + x], image.hu[at], "{row:?} {column:?}");
+            }
+        }
     }
 }

@@ -27,7 +27,7 @@ use crate::dicom::SopInstanceUid;
 use crate::health::Pulse;
 
 /// Map cells at or above this count as lesion.
-const MAP_THRESHOLD: f32 = 0.5;
+pub const MAP_THRESHOLD: f32 = 0.5;
 
 /// Why a volume was not read.
 #[derive(Debug, thiserror::Error)]

@@ -34,6 +34,7 @@ use crate::decide::{Stage, Verdict};
 use crate::dicom::SeriesUid;
 use crate::hex;
 use crate::infer::Timings;
+use crate::report::Lesion;
 use crate::spool::Arrival;
 
 /// Why the ledger failed.
@@ -96,6 +97,8 @@ pub struct Record {
     pub arrival: Arrival,
     /// A final alert is taken back only by a score below this (`any`): the operating point less the hysteresis.
     pub stands_above: Option<f32>,
+    /// What the lesion map shows, for the segmentation.
+    pub lesion: Option<Lesion>,
 }
 
 /// What was written.

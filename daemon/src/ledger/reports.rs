@@ -29,7 +29,7 @@ pub struct ReportRow {
     pub verdict: String,
     /// Its hash, hex.
     pub verdict_sha256: String,
-    /// Lesion map, where there is one.
+    /// Lesion map, where there is one: JSON of [`crate::report::Lesion`].
     pub lesion: Option<Vec<u8>>,
     /// When it was decided, ms since the epoch.
     pub decided_ms: u64,
@@ -68,6 +68,7 @@ pub(super) fn queue(
     }
     let json = verdict.canonical_json();
     let sha256 = hex(&Sha256::digest(&json));
+    let lesion = record.lesion.as_ref().map(serde_json::to_vec).transpose().map_err(LedgerError::Document)?;
     for destination in &subscription.destinations {
         tx.execute(
             "INSERT OR IGNORE INTO reports (destination, study_uid, series_uid, verdict, verdict_sha256, lesion,
@@ -79,7 +80,7 @@ pub(super) fn queue(
                 verdict.series.as_str(),
                 json,
                 sha256,
-                None::<Vec<u8>>,
+                lesion,
                 integer(record.decided_wall_ms),
             ],
         )
@@ -197,16 +198,21 @@ mod tests {
     fn a_final_verdict_waits_for_every_destination_across_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let final_verdict = verdict(1, Stage::Final, Some(0.9));
+        let lesion: crate::report::Lesion =
+            serde_json::from_str(r#"{"field_mm":240.0,"px":1,"slices":[{"sop_uid":"1.2.3","map":"/w=="}]}"#)
+                .unwrap();
         {
             let ledger = open(dir.path());
             ledger.record(&verdict(1, Stage::Provisional, Some(0.9)), &Record::default()).unwrap();
             assert!(waiting(&ledger, "A").is_empty(), "provisional verdicts are not reported");
-            ledger.record(&final_verdict, &Record::default()).unwrap();
-            ledger.record(&final_verdict, &Record::default()).unwrap();
+            let record = Record { lesion: Some(lesion.clone()), ..Record::default() };
+            ledger.record(&final_verdict, &record).unwrap();
+            ledger.record(&final_verdict, &record).unwrap();
         }
         let ledger = open(dir.path());
         let row = waiting(&ledger, "A").remove(0);
         assert_eq!(row.verdict, final_verdict.canonical_json());
+        assert_eq!(row.lesion.as_deref(), Some(&serde_json::to_vec(&lesion).unwrap()[..]));
         ledger.report_settled(row.seq, Settled::Delivered, 7).unwrap();
         assert!(waiting(&ledger, "A").is_empty());
         assert_eq!(waiting(&ledger, "B").len(), 1, "one destination does not speak for another");

@@ -95,7 +95,7 @@ fn failure_reasons() -> String {
 /// What is sent to `[[report.destination]]`.
 fn scu() -> String {
     let mut table = head(&["SOP class", "UID", "role", "transfer syntaxes proposed"]);
-    for kind in [Kind::Report, Kind::Capture, Kind::KeyObject] {
+    for kind in Kind::ALL {
         let uid = kind.sop_class();
         table += &row(&[sop_class(uid), uid, "SCU", "Explicit VR Little Endian, Implicit VR Little Endian"]);
     }

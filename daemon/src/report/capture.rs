@@ -33,7 +33,7 @@ pub fn make(making: &Making) -> Result<Option<Dataset>, DecodeError> {
         .text((0x0008, 0x0008), "CS", "DERIVED\\SECONDARY")
         .text((0x0008, 0x0064), "CS", "WSD") // Conversion Type: workstation
         .text((0x0008, 0x2111), "ST", "Brain window of one slice with a caption; not for diagnosis")
-        .items((0x0008, 0x2112), vec![source_image(instance)])
+        .items((0x0008, 0x2112), vec![source_image(instance, finding.key_frame)])
         .text((0x0018, 0x0015), "CS", "HEAD")
         .text((0x0020, 0x0020), "CS", "L\\P") // columns run to the left, rows to the back
         .short((0x0028, 0x0002), 1)

@@ -8,15 +8,19 @@ use crate::spool::Instance;
 /// Makes the selection; `None` where there is nothing to point at.
 pub fn make(making: &Making) -> Option<Dataset> {
     let keys = key_slices(making);
-    let instances: Vec<&Instance> = keys.iter().filter_map(|sop| making.source.instance(sop)).collect();
-    if instances.is_empty() {
+    let slices: Vec<(&Instance, Option<u32>)> =
+        keys.iter().filter_map(|key| Some((making.source.instance(key.sop.as_str())?, key.frame))).collect();
+    if slices.is_empty() {
         return None;
     }
+    let mut instances: Vec<&Instance> = slices.iter().map(|(instance, _)| *instance).collect();
+    instances.sort_by(|a, b| a.header.sop.cmp(&b.header.sop));
+    instances.dedup_by(|a, b| a.header.sop == b.header.sop);
     let mut content = vec![language()];
     content.extend(observer(making));
     let description = "Slices on which software suspects hemorrhage. Notification, not a diagnosis.";
     content.push(text_item("CONTAINS", Code::dcm("113012", "Key Object Description"), description));
-    content.extend(instances.iter().map(|i| image_item(None, i)));
+    content.extend(slices.iter().map(|(instance, frame)| image_item(None, instance, *frame)));
     let dataset = making
         .common(Kind::KeyObject)
         .items((0x0008, 0x1111), vec![]) // Referenced Performed Procedure Step Sequence

@@ -1,4 +1,4 @@
-//! Results back into the PACS: a structured report, a captioned capture, a key object selection.
+//! Results back into the PACS: a structured report, a captioned capture, a key object selection, a segmentation.
 //!
 //! A final verdict and its report rows are one transaction of the ledger; from there on nothing is lost. Each
 //! destination has a task of its own, so that one that is down holds up no other. Objects are made when they are sent,
@@ -13,12 +13,15 @@ pub(crate) mod dataset;
 mod driver;
 pub(crate) mod font;
 mod key_object;
+mod lesion;
 pub(crate) mod scu;
+mod segmentation;
 mod source;
 mod structured;
 mod verdict;
 
 pub use driver::{Wiring, spawn};
+pub use lesion::Lesion;
 pub use source::Kind;
 pub(crate) use source::uid;
 pub use verdict::RecordedVerdict;
@@ -72,12 +75,13 @@ pub struct Order<'a> {
     pub kinds: &'a [Kind],
 }
 
-/// Makes the objects of one report in the order in which they are sent: pictures first, so that what the report
-/// refers to is there when it arrives.
+/// Makes the objects of one report in the order in which they are sent.
 fn make(order: Order) -> Result<Vec<scu::Object>, MakeError> {
     let row = order.row;
     let verdict = RecordedVerdict::parse(&row.verdict).map_err(MakeError::Verdict)?;
     let source = source::Source::read(order.instances).map_err(MakeError::Source)?;
+    let lesion = row.lesion.as_deref().map(serde_json::from_slice::<Lesion>).transpose();
+    let lesion = lesion.map_err(MakeError::Verdict)?;
     let making = source::Making {
         source: &source,
         verdict: &verdict,
@@ -85,15 +89,17 @@ fn make(order: Order) -> Result<Vec<scu::Object>, MakeError> {
         decided_ms: row.decided_ms,
         site: order.site,
         predecessor_sha256: row.predecessor_sha256.as_deref(),
+        lesion: lesion.as_ref(),
     };
     let mut objects = Vec::new();
-    for kind in [Kind::Capture, Kind::KeyObject, Kind::Report] {
+    for kind in Kind::ALL {
         if !order.kinds.contains(&kind) {
             continue;
         }
         let dataset = match kind {
             Kind::Capture => capture::make(&making).map_err(MakeError::Slice)?,
             Kind::KeyObject => key_object::make(&making),
+            Kind::Segmentation => segmentation::make(&making),
             Kind::Report => Some(structured::make(&making)),
         };
         objects.extend(dataset.map(|dataset| scu::Object {
@@ -138,13 +144,20 @@ mod tests {
             series_uid: verdict.series.as_str().into(),
             verdict: verdict.canonical_json(),
             verdict_sha256: "00".into(),
-            lesion: None,
+            lesion: Some(hot_corner(instance)),
             decided_ms: 1_700_000_000_000,
             predecessor_sha256: Some("11".into()),
         };
         let site = Site { name: "north".into(), device: "ct-1".into(), profile };
-        let kinds = [Kind::Report, Kind::Capture, Kind::KeyObject];
-        make(Order { row: &row, instances: vec![instance.clone()], site: &site, kinds: &kinds }).unwrap()
+        make(Order { row: &row, instances: vec![instance.clone()], site: &site, kinds: &Kind::ALL }).unwrap()
+    }
+
+    /// A map of 4 x 4 cells that is hot in the patient's left front corner.
+    fn hot_corner(instance: &Instance) -> Vec<u8> {
+        let sop = instance.header.sop.as_str();
+        // 16 bytes: 255 at index 3.
+        let map = "AAAA/wAAAAAAAAAAAAAAAA==";
+        format!(r#"{{"field_mm":240.0,"px":4,"slices":[{{"sop_uid":"{sop}","map":"{map}"}}]}}"#).into_bytes()
     }
 
     fn holds(bytes: &[u8], text: &[u8]) -> bool {
@@ -157,7 +170,7 @@ mod tests {
         let (instance, verdict) = order_of(dir.path());
         let told = |profile, words: &str| {
             let all = objects(&instance, &verdict, profile);
-            assert_eq!(all.len(), 3);
+            assert_eq!(all.len(), if profile == Profile::Assist { 4 } else { 3 });
             all.iter().any(|o| holds(&o.dataset.encode(true), words.as_bytes()))
         };
         for words in ["Subdural", "Laterality", "milliliter"] {
@@ -179,7 +192,7 @@ mod tests {
         }
         assert_ne!(once[0].sop, objects(&instance, &verdict, Profile::Triage)[0].sop);
         // The report says which one it follows on.
-        assert!(holds(&once[2].dataset.encode(true), &[0x40, 0x00, 0x60, 0xa3]));
+        assert!(holds(&once[3].dataset.encode(true), &[0x40, 0x00, 0x60, 0xa3]));
         verdict.disposition = Disposition::NotAnalysed(Why::NotHead);
         let unread = objects(&instance, &verdict, Profile::Assist);
         assert_eq!(unread.len(), 1, "a report only");

@@ -3,6 +3,7 @@
 use sha2::{Digest, Sha256};
 
 use super::dataset::{Code, Dataset, code};
+use super::lesion::Lesion;
 use super::verdict::{Disposition, RecordedVerdict};
 use crate::config::Site;
 use crate::dicom::HeaderError;
@@ -89,15 +90,22 @@ pub enum Kind {
     Capture,
     /// Key Object Selection.
     KeyObject,
+    /// Segmentation of the lesion map; profile `assist` only.
+    Segmentation,
 }
 
 impl Kind {
+    /// Every kind, in the order in which they are sent: pictures first, so that what the report refers to is there when it
+    /// arrives.
+    pub const ALL: [Kind; 4] = [Kind::Capture, Kind::Segmentation, Kind::KeyObject, Kind::Report];
+
     /// SOP Class UID.
     pub fn sop_class(self) -> &'static str {
         match self {
             Kind::Report => "1.2.840.10008.5.1.4.1.1.88.34",
             Kind::Capture => "1.2.840.10008.5.1.4.1.1.7",
             Kind::KeyObject => "1.2.840.10008.5.1.4.1.1.88.59",
+            Kind::Segmentation => "1.2.840.10008.5.1.4.1.1.66.4",
         }
     }
 
@@ -106,6 +114,7 @@ impl Kind {
             Kind::Report => "SR",
             Kind::Capture => "OT",
             Kind::KeyObject => "KO",
+            Kind::Segmentation => "SEG",
         }
     }
 
@@ -115,14 +124,17 @@ impl Kind {
             Kind::Report => "9901",
             Kind::Capture => "9902",
             Kind::KeyObject => "9903",
+            Kind::Segmentation => "9904",
         }
     }
 
-    fn name(self) -> &'static str {
+    /// Name in the configuration.
+    pub fn name(self) -> &'static str {
         match self {
             Kind::Report => "report",
             Kind::Capture => "capture",
             Kind::KeyObject => "key-object",
+            Kind::Segmentation => "segmentation",
         }
     }
 }
@@ -142,6 +154,8 @@ pub struct Making<'a> {
     pub site: &'a Site,
     /// SHA-256 of the verdict whose report this one follows on.
     pub predecessor_sha256: Option<&'a str>,
+    /// What the lesion map shows, where something is suspected.
+    pub lesion: Option<&'a Lesion>,
 }
 
 impl Making<'_> {
@@ -242,8 +256,13 @@ impl Making<'_> {
 
 /// One study, one series, some instances.
 pub fn evidence(study: &str, series: &str, instances: Vec<Dataset>) -> Dataset {
-    let series = Dataset::new().text((0x0020, 0x000e), "UI", series).items((0x0008, 0x1199), instances);
+    let series = evidence_series(series, (0x0008, 0x1199), instances);
     Dataset::new().text((0x0020, 0x000d), "UI", study).items((0x0008, 0x1115), vec![series])
+}
+
+/// One series and some instances of it, in the sequence that the module in question has for them.
+pub fn evidence_series(series: &str, sequence: Tag, instances: Vec<Dataset>) -> Dataset {
+    Dataset::new().text((0x0020, 0x000e), "UI", series).items(sequence, instances)
 }
 
 /// Referenced SOP Class and Instance UID.
@@ -251,10 +270,18 @@ pub fn reference(sop_class: &str, sop: &str) -> Dataset {
     Dataset::new().text((0x0008, 0x1150), "UI", sop_class).text((0x0008, 0x1155), "UI", sop)
 }
 
+/// A reference to one frame, where the instance has frames (PS3.3 table 10-3).
+pub fn with_frame(reference: Dataset, frame: Option<u32>) -> Dataset {
+    match frame {
+        Some(number) => reference.text((0x0008, 0x1160), "IS", &number.to_string()),
+        None => reference,
+    }
+}
+
 /// Item of Source Image Sequence.
-pub fn source_image(instance: &Instance) -> Dataset {
+pub fn source_image(instance: &Instance, frame: Option<u32>) -> Dataset {
     let purpose = Code::dcm("121322", "Source image for image processing operation");
-    reference(&instance.header.sop_class, instance.header.sop.as_str())
+    with_frame(reference(&instance.header.sop_class, instance.header.sop.as_str()), frame)
         .items((0x0040, 0xa170), vec![code(purpose)])
 }
 

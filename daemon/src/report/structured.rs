@@ -18,10 +18,11 @@
 //! program that ignores the value cannot take "subdural hemorrhage, not suspected" for a subdural hemorrhage.
 
 use super::dataset::{Code, Dataset, code};
-use super::source::{Kind, Making, evidence, reference};
+use super::source::{Kind, Making, evidence, reference, with_frame};
 use super::verdict::Disposition;
 use crate::config::Profile;
 use crate::decide::{Side, SliceScores};
+use crate::dicom::SliceId;
 use crate::infer::Class;
 use crate::spool::Instance;
 
@@ -111,9 +112,9 @@ fn group(making: &Making) -> Dataset {
         ),
     ];
     content.extend(algorithm(making));
-    for sop in key_slices(making) {
-        if let Some(instance) = making.source.instance(&sop) {
-            content.push(image_item(Some(Code::dcm("121112", "Source of Measurement")), instance));
+    for key in key_slices(making) {
+        if let Some(instance) = making.source.instance(key.sop.as_str()) {
+            content.push(image_item(Some(Code::dcm("121112", "Source of Measurement")), instance, key.frame));
         }
     }
     content.extend(evaluations(making));
@@ -160,14 +161,15 @@ fn is_suspected(making: &Making, class: Class) -> bool {
 }
 
 /// Key slice of the series, then that of every suspected class that the profile names; each once.
-pub fn key_slices(making: &Making) -> Vec<String> {
+pub fn key_slices(making: &Making) -> Vec<SliceId> {
     let Some(finding) = &making.verdict.finding else { return Vec::new() };
-    let mut keys = vec![finding.key_sop_uid.as_str().to_owned()];
+    let mut keys = vec![finding.key()];
     for class in classes(making.site.profile).iter().skip(1).filter(|c| is_suspected(making, **c)) {
         let score = |s: &SliceScores| s.fused.of(*class);
         // The first of equal slices, as everywhere.
         let best = making.verdict.slices.iter().rev().max_by(|a, b| score(a).total_cmp(&score(b)));
-        keys.extend(best.map(|s| s.sop_uid.as_str().to_owned()).filter(|sop| !keys.contains(sop)));
+        let best = best.map(|s| SliceId { sop: s.sop_uid.clone(), frame: s.frame });
+        keys.extend(best.filter(|key| !keys.contains(key)));
     }
     keys
 }
@@ -260,8 +262,8 @@ fn uid_item(relationship: &str, concept: Code, uid: &str) -> Dataset {
     item(relationship, "UIDREF", Some(concept)).text((0x0040, 0xa124), "UI", uid)
 }
 
-/// An image reference.
-pub fn image_item(concept: Option<Code>, instance: &Instance) -> Dataset {
-    item("CONTAINS", "IMAGE", concept)
-        .items((0x0008, 0x1199), vec![reference(&instance.header.sop_class, instance.header.sop.as_str())])
+/// An image reference, to one frame where the image has frames.
+pub fn image_item(concept: Option<Code>, instance: &Instance, frame: Option<u32>) -> Dataset {
+    let reference = reference(&instance.header.sop_class, instance.header.sop.as_str());
+    item("CONTAINS", "IMAGE", concept).items((0x0008, 0x1199), vec![with_frame(reference, frame)])
 }
