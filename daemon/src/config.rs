@@ -162,6 +162,13 @@ pub struct ReceiveTls {
     /// AE titles that may still associate without TLS on `receive.listen`; empty means nobody may.
     #[serde(default)]
     pub plaintext_ae_titles: Vec<AeTitle>,
+    /// Revocation lists of the authorities; a client certificate that no list speaks of is then refused too.
+    #[serde(default)]
+    pub crl: Option<PathBuf>,
+    /// Which AE titles the holder of a certificate may use, by its common name or `sha256:` and its fingerprint; who is
+    /// not listed may use none. Empty: every admitted title.
+    #[serde(default)]
+    pub ae_titles: BTreeMap<String, Vec<AeTitle>>,
 }
 
 impl ReceiveTls {
@@ -171,6 +178,7 @@ impl ReceiveTls {
             ca: Some(self.ca.clone()),
             certificate: self.certificate.clone(),
             key: self.key.clone(),
+            crl: self.crl.clone(),
         }
     }
 }
@@ -445,6 +453,9 @@ pub struct ReportDestination {
     pub ae_title: AeTitle,
     /// Host and port.
     pub address: String,
+    /// Over TLS, with the certificates of `[receive.tls]`.
+    #[serde(default)]
+    pub tls: bool,
     /// What it wants.
     #[serde(default = "all_kinds")]
     pub objects: Vec<Kind>,
@@ -514,6 +525,7 @@ impl StationTls {
             ca: self.ca.clone(),
             certificate: self.certificate.clone(),
             key: self.key.clone(),
+            crl: None,
         }
     }
 }
@@ -665,6 +677,13 @@ impl Config {
                     "give TLS a port of its own, such as 2762",
                 );
             }
+            if !tls.ae_titles.values().flatten().all(|t| self.receive.calling_ae_titles.contains(t)) {
+                return bad(
+                    "receive.tls.ae-titles",
+                    "names a title that is not in receive.calling-ae-titles",
+                    "list it in both, or in neither",
+                );
+            }
             if !tls.plaintext_ae_titles.iter().all(|t| self.receive.calling_ae_titles.contains(t)) {
                 return bad(
                     "receive.tls.plaintext-ae-titles",
@@ -699,6 +718,9 @@ impl Config {
             |d: &ReportDestination| d.address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
         if self.report.destination.iter().any(|d| port(d).is_none_or(|port| port == 0)) {
             return bad("report.destination.address", "names no port", "write it as \"10.1.2.3:104\"");
+        }
+        if self.receive.tls.is_none() && self.report.destination.iter().any(|d| d.tls) {
+            return bad("report.destination.tls", "needs certificates", "add [receive.tls]");
         }
         if self.report.destination.iter().any(|d| d.objects.is_empty()) {
             return bad("report.destination.objects", "is empty", "name at least one kind, or leave it out");
@@ -893,6 +915,8 @@ mod tests {
         check("[[report.destination]]\nae-title = \"PACS\"\naddress = \"pacs.example:104\"\n").unwrap();
         let no_port = "[[report.destination]]\nae-title = \"PACS\"\naddress = \"10.1.2.3\"\n";
         assert!(check(no_port).unwrap_err().contains("report.destination.address"));
+        let tls = "[[report.destination]]\nae-title = \"PACS\"\naddress = \"h:104\"\ntls = true\n";
+        assert!(check(tls).unwrap_err().contains("add [receive.tls]"));
         let kind = "[[report.destination]]\nae-title = \"PACS\"\naddress = \"h:104\"\nobjects = [\"sr\"]\n";
         assert!(check(kind).unwrap_err().contains("report"));
     }
@@ -923,6 +947,8 @@ mod tests {
         assert!(check(&format!("{tls}listen = \"127.0.0.1:11112\"\n")).unwrap_err().contains("2762"));
         let stranger = format!("{tls}listen = \"127.0.0.1:2762\"\nplaintext-ae-titles = [\"CT9\"]\n");
         assert!(check(&stranger).unwrap_err().contains("plaintext-ae-titles"));
+        let bound = format!("{tls}listen = \"127.0.0.1:2762\"\n[receive.tls.ae-titles]\nct9 = [\"CT9\"]\n");
+        assert!(check(&bound).unwrap_err().contains("receive.tls.ae-titles"));
         assert!(check("[receive]\npdu-bytes-max = 16\n").unwrap_err().contains("receive.pdu-bytes-max"));
         assert!(check("[proof]\ninterval-s = 5\n").unwrap_err().contains("proof.interval-s"));
         assert!(check("[alert.stations]\n\"Ward 3\" = \"nurse\"\n").unwrap_err().contains("alert.stations"));

@@ -155,6 +155,7 @@ pub async fn run(
             ledger: ledger.clone(),
             spool_directory: spool_dir,
             calling: config.receive.ae_title.clone(),
+            tls: config.receive.tls.as_ref().map(|tls| tls.files()),
             shutdown: shutdown.clone(),
         },
     );

@@ -14,6 +14,7 @@ pub mod dicom;
 pub mod commit;
 pub mod proof;
 pub mod receive;
+pub mod send;
 pub mod spool;
 
 pub mod assemble;

@@ -9,9 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
+
+use sha2::{Digest, Sha256};
 
 use crate::clock;
 
@@ -28,13 +30,39 @@ pub struct Files {
     pub certificate: PathBuf,
     /// Its private key.
     pub key: PathBuf,
+    /// Revocation lists of the authorities, PEM; a client certificate that no list speaks of is then refused too.
+    pub crl: Option<PathBuf>,
+}
+
+/// Who showed a certificate that was found good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Common name of the subject, where there is exactly one.
+    pub common_name: Option<String>,
+    /// SHA-256 of the certificate, lower-case hex.
+    pub sha256: String,
+}
+
+impl Holder {
+    /// Who holds an X.509 certificate.
+    pub fn of(der: &[u8]) -> Self {
+        Holder { common_name: common_name(der), sha256: crate::hex(&Sha256::digest(der)) }
+    }
+
+    /// Whether a name in the configuration means it: its common name, or `sha256:` and the hash.
+    pub fn is_called(&self, name: &str) -> bool {
+        match name.strip_prefix("sha256:") {
+            Some(hash) => hash.eq_ignore_ascii_case(&self.sha256),
+            None => self.common_name.as_deref() == Some(name),
+        }
+    }
 }
 
 /// Why certificates cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{key}: `{path}`: {detail}")]
 pub struct TlsError {
-    /// `ca`, `certificate` or `key`.
+    /// `ca`, `certificate`, `key` or `crl`.
     pub key: &'static str,
     /// The file.
     pub path: PathBuf,
@@ -50,7 +78,7 @@ pub struct Server {
 }
 
 /// Modification times and lengths: what tells a renewed file.
-type Stamp = [Option<(SystemTime, u64)>; 3];
+type Stamp = [Option<(SystemTime, u64)>; 4];
 
 impl Server {
     /// Loads the files once; a mistake in them is found here.
@@ -84,7 +112,7 @@ impl Server {
 
 impl Files {
     fn stamp(&self) -> Stamp {
-        [self.ca.as_ref(), Some(&self.certificate), Some(&self.key)].map(|path| {
+        [self.ca.as_ref(), Some(&self.certificate), Some(&self.key), self.crl.as_ref()].map(|path| {
             let metadata = std::fs::metadata(path?).ok()?;
             Some((metadata.modified().ok()?, metadata.len()))
         })
@@ -113,8 +141,17 @@ impl Files {
         let verifier = match &self.ca {
             None => None,
             Some(ca) => {
-                let builder =
+                let mut builder =
                     WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca)?), provider.clone());
+                if let Some(crl) = &self.crl {
+                    let lists: Result<Vec<_>, _> =
+                        CertificateRevocationListDer::pem_file_iter(crl).and_then(Iterator::collect);
+                    let lists = lists.map_err(|e| bad("crl", crl, e.to_string()))?;
+                    if lists.is_empty() {
+                        return Err(bad("crl", crl, "holds no revocation list".into()));
+                    }
+                    builder = builder.with_crls(lists).only_check_end_entity_revocation();
+                }
                 Some(builder.build().map_err(|e| bad("ca", ca, e.to_string()))?)
             }
         };
@@ -178,7 +215,40 @@ fn reason(expiry_ms: u64, now_ms: u64) -> Option<String> {
 
 /// End of validity of an X.509 certificate (RFC 5280 4.1.2.5), ms since the epoch.
 fn not_after_ms(der: &[u8]) -> Option<u64> {
-    const SEQUENCE: u8 = 0x30;
+    let (SEQUENCE, validity, _) = element(from_validity(der)?)? else { return None };
+    let (kind, text, _) = element(element(validity)?.2)?;
+    time_ms(kind, text)
+}
+
+/// The one common name of the subject; `None` where it has none, several, or one that is no plain text.
+fn common_name(der: &[u8]) -> Option<String> {
+    const OID: &[u8] = &[0x55, 0x04, 0x03];
+    let (_, mut names, _) = element(element(from_validity(der)?)?.2)?;
+    let mut found = None;
+    while !names.is_empty() {
+        let (_, mut set, rest) = element(names)?;
+        names = rest;
+        while !set.is_empty() {
+            let (_, pair, rest) = element(set)?;
+            set = rest;
+            let (_, kind, value) = element(pair)?;
+            if kind != OID {
+                continue;
+            }
+            // UTF8String or PrintableString.
+            let (0x0c | 0x13, text, _) = element(value)? else { return None };
+            if found.replace(String::from_utf8(text.to_vec()).ok()?).is_some() {
+                return None;
+            }
+        }
+    }
+    found
+}
+
+const SEQUENCE: u8 = 0x30;
+
+/// The fields of an X.509 certificate from its validity on: validity, subject, and what follows (RFC 5280 4.1).
+fn from_validity(der: &[u8]) -> Option<&[u8]> {
     const VERSION: u8 = 0xa0;
     let (_, certificate, _) = element(der)?;
     let (_, mut fields, _) = element(certificate)?;
@@ -189,9 +259,7 @@ fn not_after_ms(der: &[u8]) -> Option<u64> {
     for _ in 0..3 {
         fields = element(fields)?.2;
     }
-    let (SEQUENCE, validity, _) = element(fields)? else { return None };
-    let (kind, text, _) = element(element(validity)?.2)?;
-    time_ms(kind, text)
+    Some(fields)
 }
 
 /// One DER element: tag, content, what follows.
@@ -266,8 +334,19 @@ mod tests {
             let said = String::from_utf8(said.stdout).unwrap();
             let said = said.trim().strip_prefix("notAfter=").unwrap().replace(' ', "T").replace('Z', ".000Z");
             assert_eq!(clock::rfc3339(not_after_ms(&leaf).unwrap()), said);
+            let holder = Holder::of(&leaf);
+            assert_eq!(holder.common_name.as_deref(), Some("a"));
+            let print = Command::new("openssl")
+                .args(["x509", "-noout", "-fingerprint", "-sha256", "-in", "a.crt"])
+                .current_dir(dir.path())
+                .output()
+                .unwrap();
+            let print = String::from_utf8(print.stdout).unwrap();
+            let print = print.trim().rsplit_once('=').unwrap().1.replace(':', "");
+            assert!(holder.is_called("a") && holder.is_called(&format!("sha256:{print}")));
+            assert!(!holder.is_called("b") && !holder.is_called("sha256:") && !holder.is_called(""));
             for cut in 0..leaf.len() {
-                let _ = not_after_ms(&leaf[..cut]);
+                let _ = (not_after_ms(&leaf[..cut]), common_name(&leaf[..cut]));
             }
         }
     }
@@ -289,7 +368,7 @@ mod tests {
         let at = |name: &str| dir.path().join(name);
         certificate(dir.path(), "a", 100);
         certificate(dir.path(), "b", 200);
-        let files = Files { ca: Some(at("a.crt")), certificate: at("a.crt"), key: at("a.key") };
+        let files = Files { ca: Some(at("a.crt")), certificate: at("a.crt"), key: at("a.key"), crl: None };
         let server = Server::load(files).unwrap();
         let first = server.config();
         assert!(Arc::ptr_eq(&first, &server.config()), "nothing changed, nothing is loaded");
@@ -307,7 +386,7 @@ mod tests {
         certificate(dir.path(), "a", 100);
         certificate(dir.path(), "b", 100);
         let load = |ca: &str, certificate: &str, key: &str| {
-            let files = Files { ca: Some(at(ca)), certificate: at(certificate), key: at(key) };
+            let files = Files { ca: Some(at(ca)), certificate: at(certificate), key: at(key), crl: None };
             Server::load(files).map(|_| ()).unwrap_err().to_string()
         };
         assert!(load("none.crt", "a.crt", "a.key").starts_with("ca: "));

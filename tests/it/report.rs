@@ -8,29 +8,38 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::peers::{Appliance, Mosquitto, Phantom, alone, free_port, repository, storescu, wait_until};
+use crate::tls::Authority;
 
 /// DCMTK's `storescp` into a folder.
-struct Pacs {
-    port: u16,
+pub struct Pacs {
+    pub port: u16,
     dir: TempDir,
+    more: Vec<String>,
     child: Option<Child>,
 }
 
 impl Pacs {
-    fn down() -> Self {
-        Pacs { port: free_port(), dir: tempfile::tempdir().unwrap(), child: None }
+    pub fn down() -> Self {
+        Pacs { port: free_port(), dir: tempfile::tempdir().unwrap(), more: Vec::new(), child: None }
     }
 
-    fn start() -> Self {
+    pub fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// With more options of `storescp`.
+    pub fn with(more: &[String]) -> Self {
         let mut pacs = Self::down();
+        pacs.more = more.to_vec();
         pacs.up();
         pacs
     }
 
-    fn up(&mut self) {
+    pub fn up(&mut self) {
         let child = Command::new("storescp")
             .args(["-aet", "PACS", "-uf", "-od"])
             .arg(self.dir.path())
+            .args(&self.more)
             .arg(self.port.to_string())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -39,7 +48,7 @@ impl Pacs {
         self.child = Some(child);
     }
 
-    fn files(&self) -> Vec<PathBuf> {
+    pub fn files(&self) -> Vec<PathBuf> {
         let mut files: Vec<PathBuf> =
             std::fs::read_dir(self.dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
         files.sort();
@@ -47,7 +56,7 @@ impl Pacs {
     }
 
     /// Waits for `n` objects.
-    fn received(&self, n: usize) -> Vec<PathBuf> {
+    pub fn received(&self, n: usize) -> Vec<PathBuf> {
         wait_until(&format!("{n} objects at the PACS"), || self.files().len() >= n);
         let files = self.files();
         assert_eq!(files.len(), n, "{files:?}");
@@ -238,6 +247,47 @@ fn results_on_enhanced_ct_name_the_frame() {
     }
     let frames = one(&objects, "SEG")["source_frames"].as_array().unwrap();
     assert!(frames.contains(key) && !frames.contains(&0.into()), "{frames:?}");
+}
+
+#[test]
+fn results_go_over_mutual_tls_where_that_is_asked_for() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let authority = Authority::new();
+    authority.sign("dicom", 365);
+    authority.sign("pacs", 365);
+    let pacs = Pacs::with(&authority.client("pacs"));
+    // Another authority's: it is not talked to.
+    let stranger = Authority::new();
+    stranger.sign("pacs", 365);
+    let foreign = Pacs::with(&stranger.client("pacs"));
+    let destination = |pacs: &Pacs| format!("{}tls = true\n", pacs.destination());
+    let more = format!("plaintext-ae-titles = [\"CT1\"]\n{}{}", destination(&foreign), destination(&pacs));
+    let appliance = Appliance::with(broker.port, &authority.table(free_port(), &more));
+    assert!(storescu(appliance.port, &Phantom::bleed().files, &[]).0);
+    pacs.received(4);
+    wait_until("the other one has failed", || appliance.log().contains("no association: tls_failed"));
+    assert!(foreign.files().is_empty());
+}
+
+#[test]
+fn a_pacs_that_knows_no_segmentations_gets_the_report_all_the_same() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let dir = tempfile::tempdir().unwrap();
+    let profile = dir.path().join("storescp.cfg");
+    let text = "[[TransferSyntaxes]]\n[Plain]\nTransferSyntax1 = LittleEndianImplicit\n\
+                [[PresentationContexts]]\n[Old]\nPresentationContext1 = Comprehensive3DSRStorage\\Plain\n\
+                PresentationContext2 = SecondaryCaptureImageStorage\\Plain\n\
+                [[Profiles]]\n[Default]\nPresentationContexts = Old\n";
+    std::fs::write(&profile, text).unwrap();
+    let pacs = Pacs::with(&["-xf".into(), profile.display().to_string(), "Default".into()]);
+    let appliance = reporting(&broker, &pacs.destination());
+    assert!(storescu(appliance.port, &Phantom::bleed().files, &[]).0);
+    let files = pacs.received(2);
+    verify(&files);
+    wait_until("it is settled", || appliance.log().contains("event=report_delivered"));
+    assert_eq!(appliance.log().matches("event=report_object_left_out").count(), 2, "{}", appliance.log());
 }
 
 #[test]

@@ -51,8 +51,26 @@ impl Authority {
         self.path(name).display().to_string()
     }
 
+    /// A revocation list with what has been revoked so far.
+    pub fn revoke(&self, name: Option<&str>) -> PathBuf {
+        let config = "[ca]\ndefault_ca = a\n[a]\ndatabase = index.txt\ncrlnumber = crlnumber\ndefault_md = sha256\n\
+                      default_crl_days = 30\ncertificate = ca.crt\nprivate_key = ca.key\n";
+        std::fs::write(self.path("ca.cnf"), config).unwrap();
+        for (file, text) in [("index.txt", ""), ("crlnumber", "01\n")] {
+            if !self.path(file).exists() {
+                std::fs::write(self.path(file), text).unwrap();
+            }
+        }
+        if let Some(name) = name {
+            self.openssl(&format!("ca -config ca.cnf -revoke {name}.crt"));
+        }
+        self.openssl("ca -config ca.cnf -gencrl -out new.crl");
+        std::fs::rename(self.path("new.crl"), self.path("ca.crl")).unwrap();
+        self.path("ca.crl")
+    }
+
     /// DCMTK's options for a client of this authority.
-    fn client(&self, name: &str) -> Vec<String> {
+    pub fn client(&self, name: &str) -> Vec<String> {
         let file = |end: &str| self.text(&format!("{name}.{end}"));
         vec!["+tls".into(), file("key"), file("crt"), "+cf".into(), self.text("ca.crt")]
     }
@@ -128,6 +146,31 @@ fn a_series_over_mutual_tls_is_read_and_plaintext_is_for_the_named_only() {
         Appliance::with(broker.port, &authority.table(free_port(), "plaintext-ae-titles = [\"CT1\"]"));
     let (ok, said) = echo(named.port, &[]);
     assert!(ok, "{said}");
+}
+
+#[test]
+fn a_certificate_opens_the_door_for_its_own_titles_and_not_once_it_is_revoked() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let authority = Authority::new();
+    for name in ["dicom", "ct1", "ct2"] {
+        authority.sign(name, 365);
+    }
+    let port = free_port();
+    let list = authority.revoke(None);
+    let more = format!("crl = {list:?}\n[receive.tls.ae-titles]\nct1 = [\"CT1\"]\n");
+    let appliance = Appliance::with(broker.port, &authority.table(port, &more));
+    let (ok, said) = echo(port, &authority.client("ct1"));
+    assert!(ok, "{said}");
+    // As good a certificate, and somebody else's title.
+    let (ok, said) = echo(port, &authority.client("ct2"));
+    assert!(!ok && said.contains("Calling AE Title Not Recognized"), "{said}");
+    assert!(appliance.log().contains("reason=certificate_mismatch"), "{}", appliance.log());
+    // Lists are followed like certificates.
+    authority.revoke(Some("ct1"));
+    let (ok, said) = echo(port, &authority.client("ct1"));
+    assert!(!ok, "{said}");
+    assert!(appliance.log().contains("reason=tls_failed"), "{}", appliance.log());
 }
 
 #[test]

@@ -4,22 +4,16 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dicom_ul::pdu::{self, AssociationRQ, PresentationContextProposed, PresentationContextResultReason};
-use dicom_ul::pdu::{RequestorRoles, UserVariableItem};
-use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use super::{Commitments, SOP_CLASS, SOP_INSTANCE, message};
 use crate::clock;
-use crate::config;
 use crate::dicom::AeTitle;
 use crate::health::Pulse;
 use crate::ledger::CommitmentRow;
-use crate::receive::dimse::{self, COMMAND_BYTES_MAX, Status};
-use crate::receive::negotiate;
-use crate::receive::upper::{Link, Pdu, Stream, UpperError};
-use crate::tls::{Files, TlsError};
+use crate::receive::dimse::{self, Status};
+use crate::send::{Association, DataSet, Peer, SendError, Wanted};
+use crate::tls::Files;
 
 /// One attempt, from TCP to the release; shorter than what the watchdog allows a stage.
 const ATTEMPT: Duration = Duration::from_secs(20);
@@ -29,8 +23,6 @@ const RETRY_FIRST: Duration = Duration::from_secs(2);
 const RETRY_MAX: Duration = Duration::from_secs(30 * 60);
 /// A scanner that has not listened for this long has given up on us.
 const GIVE_UP_MS: u64 = 72 * 3_600_000;
-/// What we take in one PDU; answers are small.
-const PDU_BYTES_MAX: u32 = 16_384;
 const EXPLICIT: &str = "1.2.840.10008.1.2.1";
 const IMPLICIT: &str = "1.2.840.10008.1.2";
 
@@ -53,16 +45,8 @@ pub struct Wiring {
 enum DeliverError {
     #[error("peer is not configured any more")]
     Unknown,
-    #[error("failed to connect")]
-    Connect(#[source] std::io::Error),
-    #[error("certificates cannot be used")]
-    Tls(#[source] TlsError),
     #[error("association failed")]
-    Upper(#[from] UpperError),
-    #[error("the peer does not accept Storage Commitment from its SCP")]
-    ContextRefused,
-    #[error("refused with status {0:04X}")]
-    Refused(u16),
+    Send(#[from] SendError),
     #[error("no end within {ATTEMPT:?}")]
     Timeout,
 }
@@ -133,76 +117,33 @@ impl Wiring {
 
     async fn deliver(&self, row: &CommitmentRow) -> Result<(), DeliverError> {
         let peer = self.commitments.peer(&row.peer).ok_or(DeliverError::Unknown)?;
-        let mut link = Link::new(self.connect(peer).await?, PDU_BYTES_MAX, ATTEMPT);
-        link.send_association(&pdu::Pdu::AssociationRQ(self.request(peer))).await?;
-        let answer = link.association_answer().await?;
-        link.limit_sending(negotiate::peer_pdu_bytes_max(&answer.user_variables));
-        let accepted = answer
-            .presentation_contexts
-            .iter()
-            .find(|c| c.id == 1 && c.reason == PresentationContextResultReason::Acceptance)
-            .ok_or(DeliverError::ContextRefused)?;
-        let is_explicit = accepted.transfer_syntax.trim_end_matches(['\0', ' ']) == EXPLICIT;
-        let event = message::event_type(&row.outcome);
-        let command = dimse::event_report_request(SOP_CLASS, SOP_INSTANCE, 1, event);
-        link.send_message(1, &command, Some(&message::report(&row.outcome, is_explicit))).await?;
-        let status = response(&mut link).await?;
-        let _ = link.send_release_request().await;
-        let _ = tokio::time::timeout(Duration::from_secs(1), link.receive()).await;
-        match status {
-            Status::SUCCESS => Ok(()),
-            Status(other) => Err(DeliverError::Refused(other)),
-        }
-    }
-
-    async fn connect(&self, peer: &config::Peer) -> Result<Box<dyn Stream>, DeliverError> {
-        let socket = TcpStream::connect(&peer.address).await.map_err(DeliverError::Connect)?;
-        let _ = socket.set_nodelay(true);
-        let Some(files) = self.tls.as_ref().filter(|_| peer.tls) else { return Ok(Box::new(socket)) };
-        let client = tokio::task::block_in_place(|| files.client_config()).map_err(DeliverError::Tls)?;
-        let host = peer.address.rsplit_once(':').map_or("", |(host, _)| host).trim_matches(['[', ']']);
-        let invalid = |e| DeliverError::Connect(std::io::Error::new(std::io::ErrorKind::InvalidInput, e));
-        let name = ServerName::try_from(host.to_owned()).map_err(invalid)?;
-        let stream = tokio_rustls::TlsConnector::from(Arc::new(client)).connect(name, socket).await;
-        Ok(Box::new(stream.map_err(DeliverError::Connect)?))
-    }
-
-    /// We ask for the association and are the SCP on it (PS3.7 D.3.3.4).
-    fn request(&self, peer: &config::Peer) -> AssociationRQ {
-        let mut user_variables = negotiate::user_information(PDU_BYTES_MAX);
-        let roles = RequestorRoles { scu: false, scp: true };
-        user_variables.push(UserVariableItem::ScuScpRoleSelectionSubItem(SOP_CLASS.into(), roles));
-        AssociationRQ {
-            protocol_version: 1,
-            calling_ae_title: self.ae_title.as_str().into(),
-            called_ae_title: peer.ae_title.as_str().into(),
-            application_context_name: negotiate::APPLICATION_CONTEXT.into(),
-            presentation_contexts: vec![PresentationContextProposed {
-                id: 1,
-                abstract_syntax: SOP_CLASS.into(),
-                transfer_syntaxes: vec![EXPLICIT.into(), IMPLICIT.into()],
-            }],
-            user_variables,
-        }
+        let wanted =
+            Wanted { sop_class: SOP_CLASS.into(), transfer_syntaxes: vec![EXPLICIT.into(), IMPLICIT.into()] };
+        let whom = Peer {
+            calling: &self.ae_title,
+            called: &peer.ae_title,
+            address: &peer.address,
+            tls: self.tls.as_ref().filter(|_| peer.tls),
+        };
+        // We ask for the association and are the SCP on it.
+        let mut association = Association::open_as(whom, &[wanted], &[SOP_CLASS]).await?;
+        let result = tell(&mut association, row).await;
+        association.end(&result).await;
+        Ok(result?)
     }
 }
 
-/// Status of the N-EVENT-REPORT-RSP.
-async fn response(link: &mut Link) -> Result<Status, UpperError> {
-    let mut command = Vec::new();
-    loop {
-        let Pdu::Data(values) = link.receive().await? else { return Err(UpperError::Unexpected) };
-        for value in values {
-            if !value.is_command || command.len() + value.data.len() > COMMAND_BYTES_MAX {
-                return Err(UpperError::Unexpected);
-            }
-            command.extend_from_slice(&value.data);
-            if value.is_last {
-                return dimse::response_status(&command)
-                    .map(|(_, status)| status)
-                    .ok_or(UpperError::Malformed);
-            }
-        }
+/// N-EVENT-REPORT and its answer.
+async fn tell(association: &mut Association, row: &CommitmentRow) -> Result<(), SendError> {
+    let refused = || SendError::ClassRefused(SOP_CLASS.into());
+    let context = association.accepted(SOP_CLASS).next().cloned().ok_or_else(refused)?;
+    let id = association.message_id();
+    let event = message::event_type(&row.outcome);
+    let command = dimse::event_report_request(SOP_CLASS, SOP_INSTANCE, id, event);
+    let report = message::report(&row.outcome, context.transfer_syntax == EXPLICIT);
+    match association.exchange(context.id, id, &command, DataSet::Bytes(&report)).await? {
+        Status::SUCCESS => Ok(()),
+        Status(other) => Err(SendError::Refused(other)),
     }
 }
 

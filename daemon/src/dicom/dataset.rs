@@ -161,6 +161,19 @@ pub fn source_ae(path: &Path) -> Result<Option<String>, HeaderError> {
     Walk::new(source).file_meta().map(|meta| meta.source_ae)
 }
 
+/// A Part 10 file at its data set, and how many bytes that has.
+pub fn open_body(path: &Path) -> Result<(File, u64), HeaderError> {
+    let io = |source| HeaderError::Read { path: path.display().to_string(), source };
+    let mut file = File::open(path).map_err(io)?;
+    let length = file.metadata().map_err(io)?.len();
+    let mut walk = Walk::new(Source::Plain(BufReader::new(Box::new(&mut file))));
+    walk.file_meta()?;
+    let offset = walk.offset;
+    drop(walk);
+    file.seek(SeekFrom::Start(offset)).map_err(io)?;
+    Ok((file, length.saturating_sub(offset)))
+}
+
 /// SHA-256 of the data set bytes of a Part 10 file: what the sender sent, without preamble and file meta.
 pub fn sha256(path: &Path) -> Result<[u8; 32], HeaderError> {
     let io = |source| HeaderError::Read { path: path.display().to_string(), source };

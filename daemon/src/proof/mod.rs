@@ -27,6 +27,7 @@ use crate::ledger::proofs::{Proof, Reached};
 use crate::ledger::{Ledger, LedgerError};
 use crate::report::dataset::Dataset;
 use crate::report::scu::{self, Object};
+use crate::send::Peer;
 use crate::spool::Spool;
 
 /// How often a running proof is looked at.
@@ -144,9 +145,13 @@ impl Prover {
             Ok(objects) => objects,
             Err(detail) => return Ok(Some(format!("the golden series cannot be sent: {detail}"))),
         };
-        let sent =
-            scu::send(&self.config.ae_title, &self.called, &reachable(self.address).to_string(), &objects)
-                .await;
+        let peer = Peer {
+            calling: &self.config.ae_title,
+            called: &self.called,
+            address: &reachable(self.address).to_string(),
+            tls: None,
+        };
+        let sent = scu::send(peer, &objects).await;
         if let Err(error) = sent {
             return Ok(Some(format!("dicom: {error}")));
         }
@@ -218,7 +223,7 @@ fn objects(golden: &Golden, study: &StudyUid, series: &SeriesUid) -> Result<Vec<
             .text((0x0020, 0x000d), "UI", study.as_str())
             .text((0x0020, 0x000e), "UI", series.as_str())
             .text((0x0008, 0x0018), "UI", &sop);
-        Ok(Object { sop_class: CT_IMAGE_STORAGE, sop, dataset })
+        Ok(Object { sop_class: CT_IMAGE_STORAGE, sop, dataset, is_optional: false })
     };
     golden.files.iter().enumerate().map(object).collect()
 }

@@ -24,6 +24,7 @@ use crate::config;
 use crate::dicom::SopInstanceUid;
 use crate::dicom::nested::Encoding;
 use crate::spool::{FileMeta, Incoming, StoreError, Stored};
+use crate::tls::Holder;
 
 /// Bytes collected before they are handed to the disk.
 const WRITE_BYTES: usize = 512 << 10;
@@ -46,10 +47,12 @@ const UNKNOWN: &str = "C-STORE, C-ECHO and Storage Commitment only";
 /// The bit of Command Field that makes a response.
 const RESPONSE: u16 = 0x8000;
 /// Which way a request came.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Way {
     /// Over mutual TLS.
     pub is_secure: bool,
+    /// Whose certificate was shown.
+    pub holder: Option<Holder>,
     /// From this very machine.
     pub is_own: bool,
 }
@@ -60,18 +63,19 @@ pub(super) async fn run(shared: &Shared, guest: Guest, mut shutdown: watch::Rece
     let config = &shared.config;
     let _ = socket.set_nodelay(true);
     let handshake = Duration::from_millis(config.handshake_timeout_ms);
-    let way = Way { is_secure: tls.is_some(), is_own };
+    let is_secure = tls.is_some();
     let Some(_permit) = permit else {
         refused(peer, &Refusal { reason: upper::TOO_MANY.reason, ..Refusal::default() });
         let _ = tokio::time::timeout(handshake, async {
-            reject_transient(&mut connect(config, socket, tls).await?).await.map_err(Refusal::from)
+            reject_transient(&mut connect(config, socket, tls).await?.0).await.map_err(Refusal::from)
         })
         .await;
         return;
     };
     // TLS and A-ASSOCIATE together: neither may outlast the limit.
     let established = tokio::time::timeout(handshake, async {
-        let mut link = connect(config, socket, tls).await?;
+        let (mut link, holder) = connect(config, socket, tls).await?;
+        let way = Way { is_secure, holder, is_own };
         Ok((establish(config, shared.commitments.as_deref(), &mut link, way).await?, link))
     });
     let timed_out = Refusal { reason: "handshake_timeout", ..Refusal::default() };
@@ -119,16 +123,20 @@ impl Drop for Opened<'_> {
     }
 }
 
-/// Speaks TLS where the listener does.
+/// Speaks TLS where the listener does; then it is known whose certificate was shown.
 async fn connect(
     config: &config::Receive,
     socket: TcpStream,
     tls: Option<Arc<rustls::ServerConfig>>,
-) -> Result<Link, Refusal> {
-    let stream: Box<dyn Stream> = match tls {
-        None => Box::new(socket),
+) -> Result<(Link, Option<Holder>), Refusal> {
+    let (stream, holder): (Box<dyn Stream>, _) = match tls {
+        None => (Box::new(socket), None),
         Some(tls) => match tokio_rustls::TlsAcceptor::from(tls).accept(socket).await {
-            Ok(stream) => Box::new(stream),
+            Ok(stream) => {
+                let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+                let holder = shown.map(|der| Holder::of(der));
+                (Box::new(stream), holder)
+            }
             Err(error) => {
                 return Err(Refusal {
                     reason: "tls_failed",
@@ -138,7 +146,8 @@ async fn connect(
             }
         },
     };
-    Ok(Link::new(stream, config.pdu_bytes_max, Duration::from_millis(config.idle_timeout_ms)))
+    let link = Link::new(stream, config.pdu_bytes_max, Duration::from_millis(config.idle_timeout_ms));
+    Ok((link, holder))
 }
 
 /// "Come back later", once the request is in.
@@ -187,7 +196,7 @@ pub(super) async fn establish(
             return Err(error.into());
         }
     };
-    if let Some(rejection) = judge(config, &request, way) {
+    if let Some(rejection) = judge(config, &request, &way) {
         let _ = link.reject(rejection).await;
         return Err(Refusal { reason: rejection.reason, titles: Titles::of(&request), ..Refusal::default() });
     }
@@ -204,7 +213,7 @@ pub(super) async fn establish(
 }
 
 /// Whether and why a request is rejected.
-fn judge(config: &config::Receive, request: &AssociationRQ, way: Way) -> Option<&'static Rejection> {
+fn judge(config: &config::Receive, request: &AssociationRQ, way: &Way) -> Option<&'static Rejection> {
     if request.protocol_version & 1 == 0 {
         return Some(&upper::PROTOCOL_VERSION);
     }
@@ -215,6 +224,7 @@ fn judge(config: &config::Receive, request: &AssociationRQ, way: Way) -> Option<
         &request.calling_ae_title,
         &request.called_ae_title,
         way.is_secure,
+        way.holder.as_ref(),
         way.is_own,
         config,
     ) {
@@ -222,6 +232,7 @@ fn judge(config: &config::Receive, request: &AssociationRQ, way: Way) -> Option<
         Admission::UnknownCalling => Some(&upper::UNKNOWN_CALLING),
         Admission::UnknownCalled => Some(&upper::UNKNOWN_CALLED),
         Admission::PlaintextRefused => Some(&upper::PLAINTEXT_REFUSED),
+        Admission::CertificateMismatch => Some(&upper::CERTIFICATE_MISMATCH),
     }
 }
 

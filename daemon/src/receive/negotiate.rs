@@ -13,7 +13,7 @@ use super::{IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, syntax};
 /// DICOM Application Context Name (PS3.7 A.2.1).
 pub const APPLICATION_CONTEXT: &str = "1.2.840.10008.3.1.1.1";
 /// PS3.8 7.1.1.13: odd numbers from 1 to 255.
-const CONTEXTS_MAX: usize = 128;
+pub const CONTEXTS_MAX: usize = 128;
 
 /// One accepted presentation context.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -398,7 +398,7 @@ async fn why_an_association_failed_is_said_without_what_it_carried() {
         &config(),
         None,
         &mut link,
-        association::Way { is_secure: false, is_own: false },
+        association::Way { is_secure: false, holder: None, is_own: false },
     )
     .await
     else {

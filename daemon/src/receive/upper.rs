@@ -47,6 +47,9 @@ pub enum UpperError {
     /// A TLS client on a plaintext port.
     #[error("TLS where none is spoken")]
     TlsOnPlaintext,
+    /// A-ASSOCIATE-RJ in answer to our own request.
+    #[error("association rejected")]
+    Rejected,
     /// The peer went away.
     #[error("connection lost")]
     Lost(#[source] IoError),
@@ -61,6 +64,7 @@ impl UpperError {
             UpperError::Malformed => "malformed_pdu",
             UpperError::Unexpected => "unexpected_pdu",
             UpperError::TlsOnPlaintext => "tls_on_plaintext",
+            UpperError::Rejected => "rejected",
             UpperError::Lost(_) => "connection_lost",
         }
     }
@@ -139,14 +143,21 @@ pub const PLAINTEXT_REFUSED: Rejection = Rejection {
     reason: "plaintext_refused",
     when: "TLS is configured and the title is not in `receive.tls.plaintext-ae-titles` (permanent, no reason given)",
 };
+/// A certificate that may not use this title.
+pub const CERTIFICATE_MISMATCH: Rejection = Rejection {
+    code: [1, 1, 3],
+    reason: "certificate_mismatch",
+    when: "the peer's certificate is not one of those that may use the calling AE title by `receive.tls.ae-titles` (permanent)",
+};
 /// Every rejection there is.
-pub const REJECTIONS: [&Rejection; 6] = [
+pub const REJECTIONS: [&Rejection; 7] = [
     &TOO_MANY,
     &PROTOCOL_VERSION,
     &APPLICATION_CONTEXT,
     &UNKNOWN_CALLED,
     &UNKNOWN_CALLING,
     &PLAINTEXT_REFUSED,
+    &CERTIFICATE_MISMATCH,
 ];
 
 /// One connection, PDU by PDU.
@@ -189,7 +200,7 @@ impl Link {
         }
     }
 
-    /// The answer to our own A-ASSOCIATE-RQ; a rejection or abort is [`UpperError::Unexpected`].
+    /// The answer to our own A-ASSOCIATE-RQ.
     pub async fn association_answer(&mut self) -> Result<AssociationAC, UpperError> {
         match self.association_pdu(0x02).await? {
             pdu::Pdu::AssociationAC(answer) => Ok(answer),
@@ -220,6 +231,7 @@ impl Link {
                 match expected {
                     // The first byte of a TLS handshake record.
                     Some(0x01) if *kind == 0x16 => return Err(UpperError::TlsOnPlaintext),
+                    Some(0x02) if *kind == 0x03 => return Err(UpperError::Rejected),
                     Some(expected) if *kind != expected => return Err(UpperError::Unexpected),
                     _ => {}
                 }
@@ -257,20 +269,33 @@ impl Link {
         data_set: Option<&[u8]>,
     ) -> Result<(), UpperError> {
         let mut bytes = Vec::with_capacity(command.len() + data_set.map_or(0, <[u8]>::len) + 64);
-        for (set, is_command) in [(Some(command), 1), (data_set, 0)] {
-            let Some(set) = set else { continue };
-            let chunks = set.chunks(self.send_bytes_max as usize - HEAD_BYTES);
-            let n = chunks.len();
-            for (i, chunk) in chunks.enumerate() {
-                let value_bytes = u32::try_from(chunk.len() + 2).unwrap_or(u32::MAX);
-                bytes.extend([0x04, 0]);
-                bytes.extend((value_bytes + 4).to_be_bytes());
-                bytes.extend(value_bytes.to_be_bytes());
-                bytes.extend([context, is_command | if i + 1 == n { 2 } else { 0 }]);
-                bytes.extend(chunk);
-            }
+        self.push_values(&mut bytes, context, command, 1, true);
+        if let Some(data_set) = data_set {
+            self.push_values(&mut bytes, context, data_set, 0, true);
         }
         self.write(&bytes).await
+    }
+
+    /// Sends a part of a data set; the last one ends it.
+    pub async fn send_data(&mut self, context: u8, part: &[u8], is_last: bool) -> Result<(), UpperError> {
+        let mut bytes = Vec::with_capacity(part.len() + part.len() / 64 + 64);
+        self.push_values(&mut bytes, context, part, 0, is_last);
+        self.write(&bytes).await
+    }
+
+    /// P-DATA-TF PDUs with one value each, as large as the peer takes.
+    fn push_values(&self, bytes: &mut Vec<u8>, context: u8, set: &[u8], is_command: u8, ends: bool) {
+        let most = self.send_bytes_max as usize - HEAD_BYTES;
+        let n = set.len().div_ceil(most).max(1);
+        for i in 0..n {
+            let chunk = &set[i * most..set.len().min((i + 1) * most)];
+            let value_bytes = u32::try_from(chunk.len() + 2).unwrap_or(u32::MAX);
+            bytes.extend([0x04, 0]);
+            bytes.extend((value_bytes + 4).to_be_bytes());
+            bytes.extend(value_bytes.to_be_bytes());
+            bytes.extend([context, is_command | if ends && i + 1 == n { 2 } else { 0 }]);
+            bytes.extend(chunk);
+        }
     }
 
     /// A-RELEASE-RQ.

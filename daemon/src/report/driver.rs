@@ -14,7 +14,9 @@ use crate::config;
 use crate::dicom::{AeTitle, SeriesUid, StudyUid};
 use crate::ledger::Ledger;
 use crate::ledger::reports::{ReportRow, Settled};
+use crate::send::Peer;
 use crate::spool;
+use crate::tls::Files;
 
 /// How often an idle task looks whether something waits.
 const LOOK: Duration = Duration::from_secs(1);
@@ -35,6 +37,8 @@ pub struct Wiring {
     pub spool_directory: PathBuf,
     /// Our AE title.
     pub calling: AeTitle,
+    /// Certificates for destinations that are reached over TLS.
+    pub tls: Option<Files>,
     /// Turns true once.
     pub shutdown: watch::Receiver<bool>,
 }
@@ -145,9 +149,18 @@ impl Task {
             ("not_made".to_owned(), false)
         })?;
         let destination = &self.destination;
-        let sent =
-            scu::send(&self.wiring.calling, &destination.ae_title, &destination.address, &objects).await;
-        sent.map_err(|error| (error.to_string(), error.is_outage()))
+        let peer = Peer {
+            calling: &self.wiring.calling,
+            called: &destination.ae_title,
+            address: &destination.address,
+            tls: self.wiring.tls.as_ref().filter(|_| destination.tls),
+        };
+        let left_out =
+            scu::send(peer, &objects).await.map_err(|error| (error.to_string(), error.is_outage()))?;
+        for class in left_out {
+            log::warn!(event = "report_object_left_out", destination = destination.name().as_str(), class = class; "the destination does not take SOP class {class}, the rest was delivered");
+        }
+        Ok(())
     }
 
     fn objects(&self, row: &ReportRow) -> Result<Vec<scu::Object>, String> {

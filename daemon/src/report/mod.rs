@@ -106,6 +106,8 @@ fn make(order: Order) -> Result<Vec<scu::Object>, MakeError> {
             sop_class: kind.sop_class(),
             sop: making.sop(kind),
             dataset,
+            // Old systems know no segmentations; the report is what must get through, where it is wanted at all.
+            is_optional: kind != Kind::Report && order.kinds.contains(&Kind::Report),
         }));
     }
     Ok(objects)
