@@ -25,8 +25,10 @@ do_configure[noexec] = "1"
 
 do_compile() {
     sed -e 's,@KERNEL@,${KERNEL_IMAGETYPE},' -e 's/@CONSOLE@/${ICHD_CONSOLE}/' ${UNPACKDIR}/grub.cfg > ${B}/ichd-grub.cfg
-    # GRUB writes into an environment block that exists, and cannot make one: a head, then # to 1024 bytes.
-    { echo '# GRUB Environment Block'; head -c 999 /dev/zero | tr '\\0' '#'; } > ${B}/ichd-grubenv
+    # GRUB writes into an environment block that exists, and cannot make one: a head, then # to 1024 bytes. Both slots
+    # hold the image at the factory and are good; RAUC takes a slot without these words for bad.
+    printf '# GRUB Environment Block\nORDER=A B\nA_OK=1\nA_TRY=0\nB_OK=1\nB_TRY=0\n' > ${B}/ichd-grubenv
+    head -c $(expr 1024 - $(wc -c < ${B}/ichd-grubenv)) /dev/zero | tr '\0' '#' >> ${B}/ichd-grubenv
 }
 
 do_install() {

@@ -7,6 +7,7 @@ LICENSE = "Apache-2.0"
 LIC_FILES_CHKSUM = "file://${COMMON_LICENSE_DIR}/Apache-2.0;md5=89aea4e17d99a7cacdbeed46a0096b10"
 
 SRC_URI = "file://10-ichd-journald.conf \
+    file://10-ichd-rauc.conf \
     file://10-ichd-sysctl.conf \
     file://10-ichd-timesyncd.conf \
     file://10-ichd-watchdog.conf \
@@ -17,9 +18,11 @@ SRC_URI = "file://10-ichd-journald.conf \
     file://etc-ichd.mount \
     file://etc-mosquitto.mount \
     file://factory-reset \
+    file://grub-editenv \
     file://ichd-firewall.service \
     file://ichd-mark-good.service \
     file://ichd-provision.service \
+    file://ichd-tmpfiles.conf \
     file://ichd-update.service \
     file://ichd-update.timer \
     file://ichd.nft \
@@ -57,10 +60,13 @@ do_install() {
     install -Dm 0644 ${UNPACKDIR}/10-ichd-timesyncd.conf ${D}${nonarch_libdir}/systemd/timesyncd.conf.d/10-ichd.conf
     install -Dm 0644 ${UNPACKDIR}/10-ichd-watchdog.conf ${D}${nonarch_libdir}/systemd/system.conf.d/10-ichd.conf
     install -Dm 0644 ${UNPACKDIR}/10-ichd-sysctl.conf ${D}${nonarch_libdir}/sysctl.d/50-ichd.conf
+    install -Dm 0644 ${UNPACKDIR}/10-ichd-rauc.conf ${D}${systemd_system_unitdir}/rauc.service.d/10-ichd.conf
+    install -Dm 0644 ${UNPACKDIR}/ichd-tmpfiles.conf ${D}${nonarch_libdir}/tmpfiles.d/ichd.conf
     install -Dm 0644 ${UNPACKDIR}/50-data.conf ${D}${nonarch_libdir}/repart.d/50-data.conf
     install -Dm 0644 ${UNPACKDIR}/ichd.nft ${D}${sysconfdir}/nftables/ichd.nft
     install -Dm 0644 ${UNPACKDIR}/mosquitto.conf ${D}${datadir}/ichd/mosquitto.conf
     install -Dm 0755 ${UNPACKDIR}/provision ${D}${libexecdir}/ichd/provision
+    install -Dm 0755 ${UNPACKDIR}/grub-editenv ${D}${libexecdir}/ichd/grub-editenv
     install -Dm 0755 ${UNPACKDIR}/factory-reset ${D}${sbindir}/ichd-factory-reset
     # Places that the mounts cover.
     install -d ${D}/data ${D}/boot/efi ${D}${sysconfdir}/ichd ${D}${sysconfdir}/credstore
@@ -71,6 +77,7 @@ FILES:${PN} += "/boot/efi \
     ${datadir}/ichd \
     ${nonarch_libdir}/repart.d \
     ${nonarch_libdir}/sysctl.d \
-    ${nonarch_libdir}/systemd"
+    ${nonarch_libdir}/systemd \
+    ${nonarch_libdir}/tmpfiles.d"
 
 RDEPENDS:${PN} = "e2fsprogs-mke2fs e2fsprogs-resize2fs nftables"
