@@ -53,6 +53,8 @@ pub struct Config {
     /// Liveness.
     #[serde(default)]
     pub health: Health,
+    /// Audit messages to the hospital's repository; off if absent.
+    pub atna: Option<crate::atna::Config>,
     /// Numbers for a monitor.
     #[serde(default)]
     pub metrics: crate::evidence::metrics::Config,
@@ -650,7 +652,21 @@ impl Config {
         let dicom = self.receive.tls.as_ref().map(|tls| tls.certificate.clone());
         let broker = self.alert.tls.as_ref().map(|tls| tls.certificate.clone());
         let page = self.station.tls.as_ref().map(|tls| tls.certificate.clone());
-        dicom.into_iter().chain(broker).chain(page).collect()
+        let audit = self.atna.as_ref().map(|atna| atna.certificate.clone());
+        dicom.into_iter().chain(broker).chain(page).chain(audit).collect()
+    }
+
+    /// Who reports to the audit record repository, where there is one.
+    pub fn audit_source(&self) -> Option<crate::atna::Source> {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        self.atna.as_ref().map(|atna| crate::atna::Source {
+            enterprise_site: atna.enterprise_site.clone().unwrap_or_else(|| self.site.name.clone()),
+            source: format!("{}/{}", self.site.name, self.site.device),
+            ae_title: self.receive.ae_title.as_str().into(),
+            host: host.trim().into(),
+            process: std::process::id(),
+            queue_max: atna.queue_max,
+        })
     }
 
     fn validate(&self) -> Result<(), ConfigError> {
@@ -731,6 +747,15 @@ impl Config {
                 "is below receive.free-bytes-min",
                 "raise it: scanners would be refused before anything is purged",
             );
+        }
+        if let Some(atna) = &self.atna {
+            let port = atna.address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+            if port.is_none_or(|port| port == 0) {
+                return bad("atna.address", "names no port", "write it as \"audit.example:6514\"");
+            }
+            if atna.queue_max == 0 {
+                return bad("atna.queue-max", "is 0", "allow at least 1 message to wait");
+            }
         }
         if self.metrics.listen.is_some_and(|address| !address.ip().is_loopback()) {
             return bad(
@@ -919,6 +944,15 @@ mod tests {
         assert!(check(tls).unwrap_err().contains("add [receive.tls]"));
         let kind = "[[report.destination]]\nae-title = \"PACS\"\naddress = \"h:104\"\nobjects = [\"sr\"]\n";
         assert!(check(kind).unwrap_err().contains("report"));
+    }
+
+    #[test]
+    fn audit_messages_leave_only_over_mutual_tls_and_only_if_asked_for() {
+        assert!(Config::parse(SITE).unwrap().atna.is_none());
+        let atna = "[atna]\naddress = \"audit:6514\"\nca = \"a\"\ncertificate = \"b\"\nkey = \"c\"\n";
+        check(atna).unwrap();
+        assert!(check(&atna.replace(":6514", "")).unwrap_err().contains("atna.address"));
+        assert!(check("[atna]\naddress = \"audit:6514\"\n").unwrap_err().contains("ca"));
     }
 
     #[test]

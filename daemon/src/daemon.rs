@@ -19,7 +19,9 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::privacy::{Privacy, PrivacyError};
 use crate::spool::{Spool, SpoolError, SpoolLimits};
 use crate::tls::{Server, TlsError};
-use crate::{alert, assemble, clock, commit, control, decide, evidence, proof, receive, report, station};
+use crate::{
+    alert, assemble, atna, clock, commit, control, decide, evidence, proof, receive, report, station,
+};
 
 /// Where the daemon listens, once it does.
 #[derive(Debug, Clone, Copy)]
@@ -56,6 +58,9 @@ pub enum RunError {
     /// Certificates of the DICOM side refused.
     #[error("failed to prepare receive.tls")]
     ReceiveTls(#[source] TlsError),
+    /// Certificates for audit messages refused.
+    #[error("failed to prepare atna")]
+    Atna(#[source] TlsError),
     /// The station page cannot be served.
     #[error("failed to prepare the station page")]
     Station(#[source] station::server::StationError),
@@ -83,6 +88,8 @@ pub enum RunError {
 
 /// Events between `receive` and `assemble`; beyond that the spool is the queue.
 const EVENTS_MAX: usize = 4096;
+/// How long the last audit messages may take; what is not taken is sent after the next start.
+const AUDIT_STOP: Duration = Duration::from_secs(2);
 /// Actions and outcomes are few and small.
 const ACTIONS_MAX: usize = 256;
 
@@ -112,7 +119,11 @@ pub async fn run(
         clock::boot_id(),
     )
     .map_err(RunError::Ledger)?;
-    let ledger = Arc::new(ledger.reporting(report::subscription(&config.report)));
+    let ledger = ledger.reporting(report::subscription(&config.report)).auditing(config.audit_source());
+    let ledger = Arc::new(ledger);
+    if let Some(atna) = &config.atna {
+        atna.files().client_config().map_err(RunError::Atna)?;
+    }
     let privacy = Privacy::load(&config.privacy).map_err(RunError::Privacy)?;
     let already_read = ledger.already_read().map_err(RunError::Ledger)?;
 
@@ -201,12 +212,15 @@ pub async fn run(
         pulse: pulses.register("commit"),
         shutdown: shutdown.clone(),
     }));
+    let (auditor, minutes) = evidence::auditor::new(ledger.is_audited());
+    let minutes = tokio::spawn(minutes.run(ledger.clone()));
     let receiver = tokio::spawn(receive::serve(
         receive::Doors { plain, tls },
         config::Receive { proof_ae_title: Some(config.proof.ae_title.clone()), ..config.receive.clone() },
         spool.clone(),
         Some(commitments),
         receive::Events::new(events_tx, rescan_wanted),
+        auditor,
         pulses.register("receive"),
         shutdown.clone(),
     ));
@@ -264,7 +278,7 @@ pub async fn run(
     let evidence = evidence::spawn(
         metrics,
         evidence::metrics::Wiring {
-            ledger,
+            ledger: ledger.clone(),
             model: reader.model().clone(),
             pulses,
             link: links.link,
@@ -274,6 +288,9 @@ pub async fn run(
         shutdown.clone(),
     );
 
+    let (audit_stop, audit_stopped) = watch::channel(false);
+    let audit = tokio::spawn(atna::driver::run(config.atna.clone(), ledger.clone(), audit_stopped));
+
     // Announce.
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
     log::info!(
@@ -282,10 +299,12 @@ pub async fn run(
         "ready, receiving on {}", addresses.dicom
     );
     let _ = ready.send(addresses);
+    application(&ledger, true);
 
     // Serve and drain, upstream first: each stage ends when the one before it has hung up.
     let mut stages = vec![
         ("receive", receiver),
+        ("auditor", minutes),
         ("commit", committer),
         ("assemble", assembler),
         ("decide", judge),
@@ -299,7 +318,21 @@ pub async fn run(
         ("evidence", evidence),
     ];
     stages.extend(page.map(|page| ("station", page)));
-    serve(stages, shutdown, Duration::from_millis(config.health.drain_ms)).await
+    let result = serve(stages, shutdown, Duration::from_millis(config.health.drain_ms)).await;
+    // Last, so that the stop is told too.
+    application(&ledger, false);
+    let _ = audit_stop.send(true);
+    let _ = tokio::time::timeout(AUDIT_STOP, audit).await;
+    result
+}
+
+/// Application Activity, for the audit record repository.
+fn application(ledger: &Ledger, started: bool) {
+    let event = (clock::wall_ms(), atna::Event::Application { started });
+    let queued = tokio::task::block_in_place(|| ledger.atna(&[event]));
+    if let Err(error) = queued {
+        log::error!(event = "ledger_failed"; "an audit message could not be queued: {error}");
+    }
 }
 
 /// Waits for shutdown or for a stage that ends by itself; then lets every stage finish within the deadline.

@@ -31,6 +31,7 @@ pub mod report;
 
 pub mod enrol;
 
+pub mod atna;
 pub mod evidence;
 
 pub mod clock;

@@ -207,6 +207,8 @@ fn an_export_holds_no_identifier_and_no_face_and_the_brain_as_it_was() {
     let output =
         ichd(&appliance, &["export", row["study_uid"].as_str().unwrap(), "--out", out.to_str().unwrap()]);
     assert!(output.status.success(), "{output:?}");
+    let audited = ichd(&appliance, &["audit", "list", "--json"]);
+    assert!(String::from_utf8_lossy(&audited.stdout).contains("\"export\""), "{audited:?}");
 
     let mut secrets: Vec<String> = IDENTITY.iter().map(|(_, value)| (*value).to_owned()).collect();
     secrets.extend(["Meierhofer", "MEIERHOFER", "Annegret", "Obermoser", "Zwicknagl"].map(str::to_owned));

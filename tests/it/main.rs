@@ -4,6 +4,7 @@
 //! repository (or `$ICHD_TESTDATA`) where present, and left out with one line where not.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up its peers has failed")]
 
+mod atna;
 #[cfg(feature = "ort")]
 mod backends;
 mod chain;

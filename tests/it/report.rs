@@ -63,7 +63,7 @@ impl Pacs {
         files
     }
 
-    fn destination(&self) -> String {
+    pub fn destination(&self) -> String {
         format!("\n[[report.destination]]\nae-title = \"PACS\"\naddress = \"127.0.0.1:{}\"\n", self.port)
     }
 }

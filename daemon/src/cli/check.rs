@@ -35,6 +35,9 @@ pub fn check(args: &Args) -> Result<(), Failure> {
         crate::tls::Server::load(tls.files())
             .map_err(|e| Failure { code: 78, message: format!("station.tls.{e}") })?;
     }
+    if let Some(atna) = &config.atna {
+        atna.files().client_config().map_err(|e| Failure { code: 78, message: format!("atna.{e}") })?;
+    }
     let state = &config.state.directory;
     if !state.is_dir() {
         return Err(Failure {

@@ -1,5 +1,5 @@
 //! `ichd export`: de-identified copies of a study for quality review, with faces removed. Reads the spool beside a
-//! running daemon and changes nothing.
+//! running daemon and changes nothing but the audit log: who exports what is written down first.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::{ConfigFile, Failure};
 use crate::assemble::geometry;
+use crate::atna::Transfer;
+use crate::config::Config;
 use crate::dicom::{SeriesUid, StudyUid};
 use crate::evidence::deidentify::Export;
 use crate::ledger::{SeriesRow, evidence};
@@ -37,6 +39,7 @@ pub fn export(args: &Args) -> Result<(), Failure> {
         return Err(Failure::failed(format!("the ledger holds nothing under `{}`", args.study)));
     }
     prepare(&args.out)?;
+    note(&config, &rows)?;
     let export = Export::new(salt()?);
     let root = config.state.directory.join("spool");
     // One number per series, in order of UID, which says nothing about when.
@@ -52,6 +55,31 @@ pub fn export(args: &Args) -> Result<(), Failure> {
         0 => Err(Failure::failed("no series of it could be exported")),
         _ => Ok(()),
     }
+}
+
+/// Who exports what goes into the audit log first.
+fn note(config: &Config, rows: &[SeriesRow]) -> Result<(), Failure> {
+    let user = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok());
+    let mut transfer = Transfer::default();
+    for row in rows.iter().filter(|row| row.purged_ms.is_none()) {
+        transfer.study_uid.clone_from(&row.study_uid);
+        let (Ok(study), Ok(series)) = (StudyUid::parse(&row.study_uid), SeriesUid::parse(&row.series_uid))
+        else {
+            continue;
+        };
+        let root = config.state.directory.join("spool");
+        for instance in
+            spool::stored_series(&root, &study, &series).map_err(|e| Failure::failed(chain(&e)))?
+        {
+            transfer.patient_id.clone_from(instance.header.patient_id.reveal());
+            *transfer.instances.entry(instance.header.sop_class.clone()).or_default() += 1;
+        }
+    }
+    let source = config.audit_source();
+    let user = user.as_deref().unwrap_or("unknown");
+    evidence::note_export(&config.state.directory, source.as_ref(), user, transfer).map_err(|e| {
+        Failure::failed(format!("the export could not be written into the audit log: {}", chain(&e)))
+    })
 }
 
 fn prepare(out: &Path) -> Result<(), Failure> {

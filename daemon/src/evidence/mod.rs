@@ -1,8 +1,9 @@
 //! Beside the line: what can be shown afterwards. Numbers for a monitor (`metrics`), counted where the journal says
-//! what happened (`counts`).
+//! what happened (`counts`); what the door has to say to the audit log (`auditor`).
 //!
 //! Nothing in the line waits for anything here; when it fails, the alert does not notice.
 
+pub mod auditor;
 pub mod counts;
 pub mod deidentify;
 pub mod face;

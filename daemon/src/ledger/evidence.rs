@@ -5,12 +5,19 @@
 //! much as was judged, are kept beside it in `side_verdicts`.
 
 use std::path::Path;
+use std::time::Duration;
 
-use rusqlite::{OptionalExtension, Transaction, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
 use serde_json::json;
 
 use super::{Ledger, LedgerError, Record, SeriesRow, audit, doing, integer, open_read_only, series_rows};
+use crate::atna::{Event, Node, Source, Transfer};
+use crate::clock;
 use crate::decide::{Disposition, Stage, Verdict};
+use crate::evidence::auditor::Entry;
+
+/// Characters of a refusal's detail that are kept.
+const DETAIL_MAX: usize = 200;
 
 /// Migration that makes table and columns; run by `schema`. `kind` is `replaced` (stood before) or `late` (came after the
 /// purge, never stood); `closed_ms`: its instances have gone, or belong to the verdict that stands.
@@ -41,6 +48,30 @@ pub fn find(state: &Path, id: &str) -> Result<Vec<SeriesRow>, LedgerError> {
     let sql = "series_uid = ?1 OR study_uid = ?1 OR rowid = ?2 OR
                study_uid = (SELECT study_uid FROM alerts WHERE alert_id = ?1) AND model_sha256 IS NOT NULL";
     series_rows(&open_read_only(state)?, sql, params![id, id.parse::<i64>().ok()])
+}
+
+/// Writes down that de-identified copies are about to be made, beside a running daemon, for ourselves and for the audit
+/// record repository where there is one. Without this nothing is exported.
+pub fn note_export(
+    state: &Path,
+    source: Option<&Source>,
+    user: &str,
+    transfer: Transfer,
+) -> Result<(), LedgerError> {
+    let path = state.join("ichd.db");
+    let mut connection = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)
+        .map_err(|source| LedgerError::Open { path: path.clone(), source })?;
+    connection.busy_timeout(Duration::from_secs(5)).map_err(doing("wait for the daemon"))?;
+    let tx = connection
+        .transaction_with_behavior(TransactionBehavior::Immediate)
+        .map_err(doing("begin a transaction"))?;
+    let n: usize = transfer.instances.values().sum();
+    audit::append(&tx, "export", &json!({"user": user, "instances": n}))?;
+    if let Some(source) = source {
+        let event = Event::Export { transfer, user: user.into() };
+        super::atna::queue(&tx, source, &[(clock::wall_ms(), event)])?;
+    }
+    tx.commit().map_err(doing("note an export"))
 }
 
 /// Keeps the final verdict that stands before another takes its place.
@@ -114,6 +145,30 @@ pub(super) fn record_late(
 }
 
 impl Ledger {
+    /// Writes refusals down, for ourselves and for the audit record repository.
+    pub fn refused(&self, entry: &Entry) -> Result<(), LedgerError> {
+        let Entry { first, count, between_ms } = entry;
+        let [first_at, last_at] = between_ms.map(clock::rfc3339);
+        let detail: String = first.detail.chars().take(DETAIL_MAX).collect();
+        let mut description = format!("{} {}: {detail}", first.event, first.reason);
+        if *count > 1 {
+            description += &format!(" ({count} times, {first_at} to {last_at})");
+        }
+        let body = json!({
+            "what": first.event, "reason": first.reason, "peer": first.peer, "calling": first.calling,
+            "called": first.called, "detail": detail, "count": count, "first_at": first_at, "last_at": last_at,
+        });
+        let event = Event::Refused {
+            at_the_door: first.event == "association_refused",
+            by: Node { ae_title: first.calling.clone(), host: first.peer.clone() },
+            description,
+        };
+        self.change(|tx| {
+            audit::append(tx, "refused", &body)?;
+            self.atna_queue(tx, event)
+        })
+    }
+
     /// Series by disposition and reason; the reason is empty where there is none.
     pub fn series_counts(&self) -> Result<Vec<(String, String, u64)>, LedgerError> {
         let connection = self.lock();

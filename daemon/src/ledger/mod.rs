@@ -4,6 +4,7 @@
 //! either all of them are there or none, and then the spool makes the series be read again.
 
 pub mod alerts;
+mod atna;
 pub mod audit;
 mod commitments;
 pub mod evidence;
@@ -187,6 +188,8 @@ pub struct Ledger {
     boot: u64,
     boot_id: String,
     subscription: reports::Subscription,
+    /// Who reports to the audit record repository, where there is one.
+    audit_source: Option<crate::atna::Source>,
 }
 
 impl Ledger {
@@ -227,6 +230,7 @@ impl Ledger {
             boot,
             boot_id,
             subscription: reports::Subscription::default(),
+            audit_source: None,
         })
     }
 

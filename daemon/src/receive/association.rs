@@ -3,6 +3,7 @@
 //! Memory is bounded by the largest PDU plus one write buffer; time by handshake, per-PDU and total limits. A refused
 //! data set is read to its end and thrown away, so that the sender gets a status and the association lives.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,11 +19,13 @@ use super::dimse::{
 };
 use super::negotiate::{self, Context, Negotiated};
 use super::upper::{self, Link, Pdu, Rejection, Stream, UpperError};
-use super::{Event, Events, Shared, Titles, refused, syntax};
+use super::{Event, Events, Shared, Titles, address_of, refused, syntax};
+use crate::atna::{Node, Transfer};
 use crate::commit::{self, Commitments, Held, message};
 use crate::config;
-use crate::dicom::SopInstanceUid;
 use crate::dicom::nested::Encoding;
+use crate::dicom::{SliceHeader, SopInstanceUid, StudyUid};
+use crate::evidence::auditor;
 use crate::spool::{FileMeta, Incoming, StoreError, Stored};
 use crate::tls::Holder;
 
@@ -42,6 +45,10 @@ pub(super) struct Guest {
     pub permit: Option<OwnedSemaphorePermit>,
 }
 
+/// Refused SOP classes that are named.
+const CLASSES_TOLD_MAX: usize = 8;
+/// Studies of one association that are told the auditor at once.
+const STUDIES_MAX: usize = 64;
 /// Error Comment of what nobody here does.
 const UNKNOWN: &str = "C-STORE, C-ECHO and Storage Commitment only";
 /// The bit of Command Field that makes a response.
@@ -65,7 +72,7 @@ pub(super) async fn run(shared: &Shared, guest: Guest, mut shutdown: watch::Rece
     let handshake = Duration::from_millis(config.handshake_timeout_ms);
     let is_secure = tls.is_some();
     let Some(_permit) = permit else {
-        refused(peer, &Refusal { reason: upper::TOO_MANY.reason, ..Refusal::default() });
+        refused(&shared.auditor, peer, &Refusal { reason: upper::TOO_MANY.reason, ..Refusal::default() });
         let _ = tokio::time::timeout(handshake, async {
             reject_transient(&mut connect(config, socket, tls).await?.0).await.map_err(Refusal::from)
         })
@@ -79,10 +86,11 @@ pub(super) async fn run(shared: &Shared, guest: Guest, mut shutdown: watch::Rece
         Ok((establish(config, shared.commitments.as_deref(), &mut link, way).await?, link))
     });
     let timed_out = Refusal { reason: "handshake_timeout", ..Refusal::default() };
-    let (Established { calling, contexts }, mut link) = match established.await.unwrap_or(Err(timed_out)) {
-        Ok(established) => established,
-        Err(refusal) => return refused(peer, &refusal),
-    };
+    let (Established { calling, contexts, refused: classes }, mut link) =
+        match established.await.unwrap_or(Err(timed_out)) {
+            Ok(established) => established,
+            Err(refusal) => return refused(&shared.auditor, peer, &refusal),
+        };
     log::info!(event = "association_opened", association = number, calling = calling.as_str(); "association accepted");
     shared.events.offer(Event::Opened { association: number });
     let mut opened = Opened { events: &shared.events, association: number, orderly: false };
@@ -90,6 +98,8 @@ pub(super) async fn run(shared: &Shared, guest: Guest, mut shutdown: watch::Rece
     let mut session = Session {
         shared,
         number,
+        peer,
+        transfers: BTreeMap::new(),
         calling,
         contexts,
         n_bytes: 0,
@@ -97,6 +107,16 @@ pub(super) async fn run(shared: &Shared, guest: Guest, mut shutdown: watch::Rece
         reports: Vec::new(),
         next_message_id: 1,
     };
+    for (reason, classes) in ["sop_class", "transfer_syntax"].into_iter().zip(&classes) {
+        if !classes.is_empty() {
+            let some: Vec<&str> = classes.iter().take(CLASSES_TOLD_MAX).map(String::as_str).collect();
+            log::info!(
+                event = "context_refused", association = number, reason = reason, count = classes.len();
+                "not accepted: {}", some.join(" ")
+            );
+            session.refused("context_refused", reason, &some.join(" "));
+        }
+    }
     let ended = tokio::time::timeout(total, session.serve(&mut link, &mut shutdown)).await;
     let (orderly, why) = match ended {
         Ok(End::Released) => (true, "released"),
@@ -105,7 +125,11 @@ pub(super) async fn run(shared: &Shared, guest: Guest, mut shutdown: watch::Rece
     };
     if !orderly && why != "peer_aborted" {
         let _ = link.abort().await;
+        if !matches!(why, "shutting_down" | "connection_lost") {
+            session.refused("association_aborted", why, "");
+        }
     }
+    session.tell_transfers().await;
     log::info!(event = "association_closed", association = number, stored = session.n_stored, end = why; "association ended");
     opened.orderly = orderly;
 }
@@ -162,6 +186,8 @@ pub(super) struct Established {
     pub calling: String,
     /// What may be spoken on it.
     pub contexts: Vec<Context>,
+    /// What may not: classes that are not offered, and classes in no encoding that is.
+    pub refused: [BTreeSet<String>; 2],
 }
 
 /// One that was not, and the peer has been told.
@@ -206,10 +232,11 @@ pub(super) async fn establish(
             || class == commit::SOP_CLASS && commitments.is_some_and(|c| c.serves(&calling))
     });
     let answer = negotiate::answer(&request, &negotiated, config.pdu_bytes_max);
+    let refused = negotiated.refused(&request);
     let Negotiated { contexts, peer_pdu_bytes_max, .. } = negotiated;
     link.limit_sending(peer_pdu_bytes_max);
     link.send_association(&pdu::Pdu::AssociationAC(answer)).await?;
-    Ok(Established { calling, contexts })
+    Ok(Established { calling, contexts, refused })
 }
 
 /// Whether and why a request is rejected.
@@ -244,6 +271,9 @@ enum End {
 struct Session<'a> {
     shared: &'a Shared,
     number: u64,
+    peer: SocketAddr,
+    /// What came in and was not told the auditor yet, by study.
+    transfers: BTreeMap<StudyUid, Transfer>,
     /// AE title of the peer.
     calling: String,
     contexts: Vec<Context>,
@@ -276,6 +306,38 @@ enum Body {
 }
 
 impl Session<'_> {
+    /// Something the peer asked for was refused: into the audit log, without waiting.
+    fn refused(&self, event: &'static str, reason: &str, detail: &str) {
+        self.shared.auditor.refused(auditor::Refusal {
+            event,
+            reason: reason.into(),
+            peer: address_of(self.peer),
+            calling: self.calling.escape_debug().to_string(),
+            called: String::new(),
+            detail: detail.into(),
+        });
+    }
+
+    /// Counts an instance for the audit log, where somebody wants to hear of it.
+    fn note_transfer(&mut self, header: &SliceHeader) {
+        if !self.shared.auditor.wants_transfers() {
+            return;
+        }
+        let transfer = self.transfers.entry(header.study.clone()).or_insert_with(|| Transfer {
+            study_uid: header.study.as_str().into(),
+            patient_id: header.patient_id.reveal().clone(),
+            ..Transfer::default()
+        });
+        *transfer.instances.entry(header.sop_class.clone()).or_default() += 1;
+    }
+
+    async fn tell_transfers(&mut self) {
+        for (_, transfer) in std::mem::take(&mut self.transfers) {
+            let from = Node { ae_title: self.calling.clone(), host: address_of(self.peer) };
+            self.shared.auditor.received(transfer, from).await;
+        }
+    }
+
     async fn serve(&mut self, link: &mut Link, shutdown: &mut watch::Receiver<bool>) -> End {
         let mut command_bytes: Vec<u8> = Vec::new();
         let mut receiving: Option<Receiving> = None;
@@ -359,6 +421,7 @@ impl Session<'_> {
                 Ok(Some(Receiving::new(command, context, begun)))
             }
             C_STORE_RQ | N_ACTION_RQ => {
+                self.refused("command_refused", "no_data_set", "");
                 self.answer(link, &command, context, Status::CANNOT_UNDERSTAND, "no data set follows")
                     .await?;
                 Ok(None)
@@ -370,6 +433,7 @@ impl Session<'_> {
             // A response to nothing of ours.
             field if field & RESPONSE != 0 => Err(End::Aborted("unexpected_response")),
             _ if !command.has_data_set => {
+                self.refused("command_refused", "unrecognized_operation", UNKNOWN);
                 self.answer(link, &command, context, Status::UNRECOGNIZED_OPERATION, UNKNOWN).await?;
                 Ok(None)
             }
@@ -451,9 +515,13 @@ impl Session<'_> {
                     status = format!("{:04X}", status.0);
                     "refused: {comment}"
                 );
+                self.refused(event, &format!("{:04X}", status.0), &comment);
                 (status, comment)
             }
         };
+        if self.transfers.len() >= STUDIES_MAX {
+            self.tell_transfers().await;
+        }
         self.answer(link, &command, context, status, &comment).await
     }
 
@@ -502,9 +570,10 @@ impl Session<'_> {
         }
     }
 
-    fn tell(&self, stored: Stored) {
+    fn tell(&mut self, stored: Stored) {
         match stored {
             Stored::New(instance) | Stored::Same(instance) => {
+                self.note_transfer(&instance.header);
                 self.shared.events.offer(Event::Stored { association: self.number, instance });
             }
             Stored::Conflict(instance) => {
@@ -512,7 +581,8 @@ impl Session<'_> {
                 let (series, sop) = (instance.header.series.clone(), instance.header.sop.clone());
                 self.shared.events.offer(Event::Conflict { series, sop });
             }
-            Stored::Aside => {
+            Stored::Aside(instance) => {
+                self.note_transfer(&instance.header);
                 log::info!(event = "set_aside", association = self.number; "not an image we read")
             }
         }

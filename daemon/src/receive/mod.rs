@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use crate::commit::Commitments;
 use crate::config;
 use crate::dicom::{SeriesUid, SopInstanceUid};
+use crate::evidence::auditor::{Auditor, Refusal};
 use crate::health::Pulse;
 use crate::spool::{Instance, Spool};
 use crate::tls;
@@ -93,6 +94,8 @@ struct Shared {
     /// Storage Commitment, where a peer is offered it.
     commitments: Option<Arc<Commitments>>,
     events: Events,
+    /// Who hears of refusals, and of what came in.
+    auditor: Auditor,
     /// One permit for each association that may be open; given back however the association ends.
     permits: Arc<Semaphore>,
     next: AtomicU64,
@@ -121,11 +124,13 @@ pub async fn serve(
     spool: Arc<Spool>,
     commitments: Option<Arc<Commitments>>,
     events: Events,
+    auditor: Auditor,
     pulse: Pulse,
     mut shutdown: watch::Receiver<bool>,
 ) {
     let permits = Arc::new(Semaphore::new(config.associations_max));
-    let shared = Arc::new(Shared { config, spool, commitments, events, permits, next: AtomicU64::new(1) });
+    let shared =
+        Arc::new(Shared { config, spool, commitments, events, auditor, permits, next: AtomicU64::new(1) });
     let mut associations = JoinSet::new();
     while !*shutdown.borrow() {
         pulse.beat();
@@ -180,14 +185,27 @@ impl Titles {
     }
 }
 
-/// Whoever is turned away stands in the journal exactly once, with a stable reason.
-fn refused(peer: SocketAddr, refusal: &association::Refusal) {
+/// Whoever is turned away stands in the journal exactly once, with a stable reason, and is counted in the audit log.
+fn refused(auditor: &Auditor, peer: SocketAddr, refusal: &association::Refusal) {
     let association::Refusal { reason, detail, titles } = refusal;
     log::warn!(
         event = "association_refused", reason = *reason, peer = peer.ip().to_string(),
         calling = titles.calling.as_str(), called = titles.called.as_str();
         "association refused: {reason} {detail}"
     );
+    auditor.refused(Refusal {
+        event: "association_refused",
+        reason: (*reason).into(),
+        peer: address_of(peer),
+        calling: titles.calling.clone(),
+        called: titles.called.clone(),
+        detail: detail.clone(),
+    });
+}
+
+/// As it is written down: an IPv4 peer of a dual-stack listener is an IPv4 peer.
+fn address_of(peer: SocketAddr) -> String {
+    peer.ip().to_canonical().to_string()
 }
 
 fn accept(
@@ -199,7 +217,8 @@ fn accept(
     associations: &mut JoinSet<()>,
 ) {
     // Closed unread: here the socket is dropped.
-    let closed = |reason| refused(peer, &association::Refusal { reason, ..Default::default() });
+    let closed =
+        |reason| refused(&shared.auditor, peer, &association::Refusal { reason, ..Default::default() });
     // From this very machine, by whichever of its addresses: the only place a proof of life can come from.
     let is_own = peer.ip().is_loopback() || socket.local_addr().is_ok_and(|own| own.ip() == peer.ip());
     if !is_own && !admit::peer(peer.ip(), &shared.config) {

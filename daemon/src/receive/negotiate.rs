@@ -3,6 +3,8 @@
 //! The acceptor chooses (PS3.8 9.3.3.2), and we choose by *our* order: what needs no decoding first, what has lost
 //! something last, however the requestor sorted its proposal.
 
+use std::collections::BTreeSet;
+
 use dicom_ul::pdu::{
     AssociationAC, AssociationRQ, PresentationContextProposed, PresentationContextResult,
     PresentationContextResultReason, UserVariableItem,
@@ -35,6 +37,25 @@ pub struct Negotiated {
     results: Vec<PresentationContextResult>,
     /// Largest PDU the peer takes, bytes; 0 means any.
     pub peer_pdu_bytes_max: u32,
+}
+
+impl Negotiated {
+    /// SOP classes that were not accepted, each once, by why: not offered, or in no encoding that was proposed. What is no
+    /// UID is called so; it comes from a stranger.
+    pub fn refused(&self, request: &AssociationRQ) -> [BTreeSet<String>; 2] {
+        let mut refused = [BTreeSet::new(), BTreeSet::new()];
+        for (proposed, result) in request.presentation_contexts.iter().zip(&self.results) {
+            let why = match result.reason {
+                PresentationContextResultReason::Acceptance => continue,
+                PresentationContextResultReason::TransferSyntaxesNotSupported => 1,
+                _ => 0,
+            };
+            let class = trim(&proposed.abstract_syntax);
+            let is_uid = crate::dicom::SopInstanceUid::parse(class).is_ok();
+            refused[why].insert(if is_uid { class.to_owned() } else { "malformed".to_owned() });
+        }
+        refused
+    }
 }
 
 /// Chooses for every proposed context; `offered` says which SOP classes this peer gets.
@@ -156,5 +177,10 @@ mod tests {
         assert_eq!(none.results[0].reason, PresentationContextResultReason::AbstractSyntaxNotSupported);
         let none = negotiate(&request(&["1.2.3"]), |_| true);
         assert_eq!(none.results[0].reason, PresentationContextResultReason::TransferSyntaxesNotSupported);
+        assert_eq!(none.refused(&request(&["1.2.3"])).map(|r| r.len()), [0, 1]);
+        let mut strange = request(&["1.2.840.10008.1.2"]);
+        strange.presentation_contexts[0].abstract_syntax = "Meier\n^".into();
+        let [refused, _] = negotiate(&strange, |class| class == CT).refused(&strange);
+        assert_eq!(refused.into_iter().collect::<Vec<_>>(), ["malformed"]);
     }
 }

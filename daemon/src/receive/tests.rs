@@ -55,6 +55,7 @@ async fn scp_on(listener: TcpListener, config: config::Receive, events_max: usiz
         spool.clone(),
         None,
         to,
+        crate::evidence::auditor::new(false).0,
         pulse,
         watched,
     ));

@@ -63,6 +63,16 @@ impl Dataset {
         self
     }
 
+    /// A text value of ours or one that was copied; what is no UTF-8 is replaced.
+    pub fn string(&self, tag: Tag) -> Option<String> {
+        match self.0.get(&tag)? {
+            Value::Bytes(_, bytes) => {
+                Some(String::from_utf8_lossy(bytes).trim_end_matches([' ', '\0']).to_owned())
+            }
+            Value::Items(_) => None,
+        }
+    }
+
     fn put(&mut self, tag: Tag, vr: &'static str, mut bytes: Vec<u8>) {
         if bytes.len() % 2 == 1 {
             bytes.push(if matches!(vr, "UI" | "OB" | "OW" | "UN") { 0 } else { b' ' });

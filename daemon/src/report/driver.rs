@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::{Order, make, scu};
+use crate::atna::{Event, Node, Transfer};
 use crate::clock;
 use crate::config;
 use crate::dicom::{AeTitle, SeriesUid, StudyUid};
@@ -155,12 +156,31 @@ impl Task {
             address: &destination.address,
             tls: self.wiring.tls.as_ref().filter(|_| destination.tls),
         };
-        let left_out =
-            scu::send(peer, &objects).await.map_err(|error| (error.to_string(), error.is_outage()))?;
+        let began_ms = clock::wall_ms();
+        let transfer = self.wiring.ledger.is_audited().then(|| transfer(row, &objects));
+        let sent = scu::send(peer, &objects).await;
+        if let (Some(transfer), Ok(_)) = (transfer, &sent) {
+            let to = Node {
+                ae_title: destination.ae_title.to_string(),
+                host: host_of(&destination.address).into(),
+            };
+            self.tell(&[
+                (began_ms, Event::Begin { transfer: transfer.clone(), to: to.clone() }),
+                (clock::wall_ms(), Event::Sent { transfer, to, failure: None }),
+            ]);
+        }
+        let left_out = sent.map_err(|error| (error.to_string(), error.is_outage()))?;
         for class in left_out {
             log::warn!(event = "report_object_left_out", destination = destination.name().as_str(), class = class; "the destination does not take SOP class {class}, the rest was delivered");
         }
         Ok(())
+    }
+
+    /// Into the audit log of the house. A report that cannot be told of is delivered all the same.
+    fn tell(&self, events: &[(u64, Event)]) {
+        if let Err(error) = tokio::task::block_in_place(|| self.wiring.ledger.atna(events)) {
+            log::error!(event = "ledger_failed"; "an audit message could not be queued: {error}");
+        }
     }
 
     fn objects(&self, row: &ReportRow) -> Result<Vec<scu::Object>, String> {
@@ -198,4 +218,19 @@ impl Task {
             log::error!(event = "ledger_failed"; "a report could not be settled: {error}");
         }
     }
+}
+
+/// What the audit log is told of a report.
+fn transfer(row: &ReportRow, objects: &[scu::Object]) -> Transfer {
+    let mut transfer = Transfer { study_uid: row.study_uid.clone(), ..Transfer::default() };
+    for object in objects {
+        transfer.patient_id = object.dataset.string((0x0010, 0x0020)).unwrap_or_default();
+        *transfer.instances.entry(object.sop_class.into()).or_default() += 1;
+    }
+    transfer
+}
+
+/// Host of `host:port`.
+fn host_of(address: &str) -> &str {
+    address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']'])
 }

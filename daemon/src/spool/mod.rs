@@ -151,7 +151,7 @@ pub enum Stored {
     /// Another content under the same UID is there; this one is in quarantine.
     Conflict(Instance),
     /// Kept, but nothing that the stages read.
-    Aside,
+    Aside(Instance),
 }
 
 /// The spool; share it behind an `Arc`.
@@ -443,7 +443,7 @@ impl Incoming {
                 // Said of the one that stays.
                 Stored::Conflict(Instance::read(path).map_err(unreadable)?)
             }
-            _ if !self.meta.is_image => Stored::Aside,
+            _ if !self.meta.is_image => Stored::Aside(Instance { header: Arc::new(header), path, sha256 }),
             Placed::Same => Stored::Same(Instance { header: Arc::new(header), path, sha256 }),
             Placed::New => Stored::New(Instance { header: Arc::new(header), path, sha256 }),
         })
@@ -699,8 +699,8 @@ pub(crate) mod tests {
         let p = phantom();
         let spool = Arc::new(Spool::open(dir.path(), LIMITS).unwrap());
         let meta = || FileMeta { is_image: false, ..meta(&p) };
-        assert!(matches!(store(&spool, meta(), &p.dataset_bytes).unwrap(), Stored::Aside));
-        assert!(matches!(store(&spool, meta(), &p.dataset_bytes).unwrap(), Stored::Aside));
+        assert!(matches!(store(&spool, meta(), &p.dataset_bytes).unwrap(), Stored::Aside(_)));
+        assert!(matches!(store(&spool, meta(), &p.dataset_bytes).unwrap(), Stored::Aside(_)));
         let mut other = p.dataset_bytes.clone();
         *other.last_mut().unwrap() ^= 1;
         assert!(matches!(store(&spool, meta(), &other).unwrap(), Stored::Conflict(_)));
