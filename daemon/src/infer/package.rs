@@ -217,7 +217,7 @@ pub(crate) mod tests {
         let forged = Forged::new(|_, _| ());
         let path = forged.path().join("manifest.toml");
         let text = fs::read_to_string(&path).unwrap();
-        fs::write(&path, text.replace("0.255", "0.256") + "\n").unwrap();
+        fs::write(&path, text.replace("name = \"final\"\n", "name = \"final\" \n")).unwrap();
         assert!(matches!(forged.load().err(), Some(ModelError::Signature { .. })));
         fs::write(&path, text).unwrap();
         let stranger = SigningKey::from_bytes(&[8; 32]).verifying_key();

@@ -1,4 +1,4 @@
-"""Cached studies as tensors, split by person; augmentation on whole batches."""
+"""Cached studies as tensors, split by person; augmentation on whole batches. All of it runs where the network runs."""
 
 from pathlib import Path
 
@@ -10,136 +10,201 @@ from . import OUTSIDE_HU, SIZE_PX, WINDOWS
 from .prepare import MAP_PX
 from .preprocess import window
 
-TEST_PEOPLE = (54, 91, 70, 71, 84)
-"""Also shipped as DICOM test series; never trained on."""
-HELD_OUT = (*TEST_PEOPLE, 58, 75, 77, 82, 95, 101, 110, 120, 128)
+TEST_PEOPLE = (54, 70, 71, 84, 91)
+"""Also shipped as DICOM test series: the weights that ship never train on them."""
+
+SHARE = {"ct-ich": 0.5, "painted": 0.3, "phantom": 0.2}
+"""Of the slices that training sees: real heads, painted copies of quiet real heads, phantoms."""
+
+REACH = 3
+"""Slices on either side that a thick slab, or a neighbour at a wide step, can take from."""
+
+
+def kind(study) -> str:
+    """`ct-ich`, `painted` or `phantom`; any other name is a hospital's own study and counts as real."""
+    return next((k for k in ("painted", "phantom") if study["name"].startswith(k)), "ct-ich")
 
 
 def fold_of(group: str, folds: int = 5) -> int:
     """A person's (or phantom's) fold; everything made from a person shares it."""
-    return int(group.rpartition("-")[2]) % folds
+    digits = "".join(c for c in group if c.isdigit())
+    return int(digits or "0") % folds
+
+
+def shipped(group: str) -> bool:
+    """Held out of the weights that ship: the test people, and every eighth phantom."""
+    what, _, number = group.rpartition("-")
+    return int(number) in TEST_PEOPLE if what == "person" else what.startswith("phantom") and int(number) % 8 == 0
 
 
 def load(cache: Path, held_out=lambda group: False):
     """(training studies, held-out studies); painted copies of held-out people are dropped altogether."""
     train, test = [], []
     for path in sorted(cache.glob("*.npz")):
-        with np.load(path) as data:
-            study = {k: data[k] for k in data.files}
+        with np.load(path) as stored:
+            study = {k: stored[k] for k in stored.files}
         study["name"], study["group"] = str(study["name"]), str(study["group"])
-        if held_out(study["group"]):
-            if not study["name"].startswith("painted"):
-                test.append(study)
-        else:
+        if not held_out(study["group"]):
             train.append(study)
+        elif kind(study) != "painted":
+            test.append(study)
     return train, test
 
 
-def hold_out(group: str) -> bool:
-    """The shipped model's split: fourteen people, and every eighth phantom."""
-    kind, _, number = group.rpartition("-")
-    return int(number) in HELD_OUT if kind == "person" else int(number) % 8 == 0
+def spoil(studies, share: float, seed: int) -> None:
+    """Gives that share of the real slices the labels of another real slice, for the ablation of noisy labels."""
+    rng = np.random.default_rng(seed)
+    real = [s for s in studies if kind(s) == "ct-ich"]
+    pool = np.concatenate([s["labels"] for s in real])
+    for study in real:
+        study["labels"] = study["labels"].copy()
+        wrong = np.flatnonzero(rng.random(len(study["labels"])) < share)
+        study["labels"][wrong] = pool[rng.integers(len(pool), size=len(wrong))]
 
 
 class Slices:
-    """Every slice of the training studies with its neighbours, sampled with weight on bleeds and rare classes."""
+    """Every slice of the training studies, sampled with weight on bleeds, rare classes and the middle of the head."""
 
-    def __init__(self, studies):
-        self.studies = studies
-        self.index = [(s, t) for s, study in enumerate(studies) for t in range(len(study["planes"]))]
-        labels = np.concatenate([study["labels"] for study in studies])
-        real = np.asarray([not studies[s]["name"].startswith("phantom") for s, _ in self.index])
-        painted = np.asarray([studies[s]["name"].startswith("painted") for s, _ in self.index])
+    def __init__(self, studies, device="cpu"):
+        counts = [len(s["planes"]) for s in studies]
+        labels = np.concatenate([s["labels"] for s in studies])
+        kinds = np.repeat([kind(s) for s in studies], counts)
+        first = np.repeat(np.cumsum([0, *counts[:-1]]), counts)
+        last = first + np.repeat(counts, counts) - 1
+        place = (np.arange(len(first)) - first) / np.maximum(last - first, 1)
         share = labels[:, 1:].sum(axis=0).clip(20)
         rare = (labels[:, 1:] * (share.max() / share) ** 0.5).max(axis=1)
-        middle = np.asarray([1.0 - abs(t / max(len(studies[s]["planes"]) - 1, 1) - 0.5) for s, t in self.index])
-        weight = np.where(labels[:, 0] > 0, 1.2 * rare.clip(1), 0.7 * middle)
-        weight *= np.where(real & ~painted, np.where(labels[:, 0] > 0, 5.0, 3.0), 1.0)
-        self.weights = weight / weight.sum()
+        weight = np.where(labels[:, 0] > 0, 1.5 * rare.clip(1), 0.7 * (1.0 - abs(place - 0.5)))
+        for k in SHARE:
+            here = kinds == k
+            weight[here] *= SHARE[k] / max(weight[here].sum(), 1e-9)
+        maps = [s.get("map", np.zeros((n, MAP_PX, MAP_PX), np.float16)) for s, n in zip(studies, counts)]
+        known = np.repeat(["map" in s for s in studies], counts)
+        put = lambda a: torch.from_numpy(np.ascontiguousarray(a)).to(device)
+        self.planes = put(np.concatenate([s["planes"] for s in studies]))
+        self.maps, self.labels, self.known = put(np.concatenate(maps)), put(labels), put(known.astype(np.float32))
+        self.first, self.last = put(first), put(last)
+        self.edges = put(np.cumsum(weight / weight.sum()).astype(np.float32))
+        self.device = device
 
-    def sample(self, n: int, rng: np.random.Generator):
-        """HU [n, 3, S, S], labels [n, 6], map [n, 1, M, M], map known [n]."""
-        x = np.empty((n, 3, SIZE_PX, SIZE_PX), np.float32)
-        y, m, known = np.empty((n, 6), np.float32), np.zeros((n, 1, MAP_PX, MAP_PX), np.float32), np.zeros(n, np.float32)
-        for i, pick in enumerate(rng.choice(len(self.index), n, p=self.weights)):
-            s, t = self.index[pick]
-            study = self.studies[s]
-            step = 2 if rng.random() < 0.15 else 1
-            order = [t - step, t, t + step] if rng.random() < 0.7 else [t + step, t, t - step]
-            last = len(study["planes"]) - 1
-            order = [o if 0 <= o <= last else t for o in order]
-            if rng.random() < 0.1:
-                order[rng.integers(0, 2) * 2] = t
-            x[i] = study["planes"][order]
-            y[i] = study["labels"][t]
-            if "map" in study:
-                m[i, 0], known[i] = study["map"][t], 1.0
-        return tuple(map(torch.from_numpy, (x, y, m, known)))
+    def sample(self, n: int):
+        """HU [n, 3, S, S], labels [n, 6], map [n, 1, M, M], map known [n].
 
-
-def augment(x, m, generator):
-    """Pose of image and map together; then what another scanner, an old infarct or a calcification does to the image."""
-    n = len(x)
-    r = lambda lo, hi: lo + (hi - lo) * torch.rand(n, generator=generator)
-    angle, scale, stretch, shear = r(-0.3, 0.3), r(0.85, 1.18), r(0.95, 1.05), r(-0.06, 0.06)
-    flip = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
-    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
-    theta = torch.stack([torch.stack([cos * flip, -sin + shear, r(-0.12, 0.12)], 1),
-                         torch.stack([sin * flip, cos * stretch, r(-0.12, 0.12)], 1)], 1)
-    x = F.grid_sample(x - OUTSIDE_HU, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False) + OUTSIDE_HU
-    m = F.grid_sample(m, F.affine_grid(theta, list(m.shape), align_corners=False), align_corners=False)
-    return scanner(decoys(x, generator), generator), m
+        Slice step and thickness vary: each of the three slices is the mean over a slab of the cached ones, one to two
+        steps thick, and the neighbours stand half a step to two steps away, in either order.
+        """
+        dev = self.device
+        r = lambda *shape: torch.rand(*shape, device=dev)
+        t = torch.searchsorted(self.edges, r(n)).clamp_(max=len(self.edges) - 1)
+        step = torch.where(r(n) < 0.6, 1.0, 0.6 + 1.4 * r(n))
+        thick = torch.where(r(n) < 0.6, 1.0, 1.0 + r(n))
+        turn = torch.where(r(n) < 0.5, -1.0, 1.0)
+        side = torch.tensor([-1.0, 0.0, 1.0], device=dev)
+        edge = torch.where(r(n, 3) < 0.05, 0.0, 1.0)  # a missing neighbour is the slice itself
+        at = (side * edge)[:, :, None] * (step * turn)[:, None, None]
+        offset = torch.arange(-REACH, REACH + 1, device=dev)
+        cover = torch.minimum(at + thick[:, None, None] / 2, offset + 0.5) - torch.maximum(at - thick[:, None, None] / 2, offset - 0.5)
+        cover = cover.clamp(min=0)
+        cover = cover / cover.sum(dim=2, keepdim=True)
+        index = torch.minimum(torch.maximum(t[:, None] + offset, self.first[t][:, None]), self.last[t][:, None])
+        x = torch.einsum("nck,nkhw->nchw", cover, self.planes[index].float())
+        return x, self.labels[t], self.maps[t][:, None].float(), self.known[t]
 
 
-def decoys(x, generator):
-    """Old infarcts (soft dark regions of brain) and calcifications (small bright ones), which are no bleeds."""
-    some = torch.rand(len(x), generator=generator)
-    axis = torch.linspace(-1, 1, x.shape[-1])
-    for pick, reach, lo, hi, least, most in [(some < 0.25, 0.5, 0.04, 0.16, -4, -24), (some > 0.88, 0.35, 0.008, 0.022, 50, 400)]:
-        part = x[pick]
-        r = lambda a, b: (a + (b - a) * torch.rand(len(part), generator=generator)).view(-1, 1, 1)
-        dx, dy = (axis.view(1, 1, -1) - r(-reach, reach)) / r(lo, hi), (axis.view(1, -1, 1) - r(-reach, reach)) / r(lo, hi)
-        blob = torch.sigmoid(4 * (1 - dx * dx - dy * dy)) * r(least, most)
-        x[pick] = part + blob.unsqueeze(1) * ((part > 0) & (part < 80))
+def where_picked(pick, change, *tensors):
+    """`change` of the picked images only: the CPU skips the others, a GPU does better without asking."""
+    x = tensors[0]
+    if x.is_cuda:
+        return torch.where(pick.view(-1, 1, 1, 1), change(*tensors), x)
+    if pick.any():
+        x[pick] = change(*(t[pick] for t in tensors))
     return x
 
 
-NOISE = torch.randn(1 << 22, generator=torch.Generator().manual_seed(0))
-"""A reel of white noise to cut pieces from: making it anew for every slice would cost more than the network."""
+def augment(x, m, together: bool = False):
+    """Pose and shape of image and map together; then what another scanner, an old infarct, a thick skull or a
+    calcification does to the image. `together`: one draw for the whole batch, which is then one study."""
+    n, dev = len(x), x.device
+    draws = 1 if together else n
+    r = lambda lo, hi: lo + (hi - lo) * torch.rand(draws, device=dev).expand(n)
+
+    angle, scale, stretch, shear = r(-0.3, 0.3), r(0.82, 1.22), r(0.92, 1.08), r(-0.08, 0.08)
+    flip = torch.where(r(0, 1) < 0.5, -1.0, 1.0)
+    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
+    theta = torch.stack([torch.stack([cos * flip, -sin + shear, r(-0.12, 0.12)], 1),
+                         torch.stack([sin * flip, cos * stretch, r(-0.12, 0.12)], 1)], 1)
+    # Heads differ in shape: a smooth field bends each by up to some 6 mm.
+    bend = torch.randn(draws, 2, 5, 5, device=dev).expand(n, 2, 5, 5) * r(0.0, 0.025).view(-1, 1, 1, 1)
+    def move(image):
+        grid = F.affine_grid(theta, list(image.shape), align_corners=False)
+        field = F.interpolate(bend, size=image.shape[2:], mode="bicubic", align_corners=True)
+        return F.grid_sample(image, grid + field.permute(0, 2, 3, 1), align_corners=False)
+
+    x = move(x - OUTSIDE_HU) + OUTSIDE_HU
+    return scanner(decoys(x, r), r), move(m)
 
 
-def _noise(shape, generator):
-    count = shape[0] * shape[1] * shape[2] * shape[3]
-    start = int(torch.randint(0, len(NOISE) - count, (1,), generator=generator))
-    return NOISE[start : start + count].view(shape)
+def decoys(x, r):
+    """Old infarcts (soft dark regions of brain) and calcifications (small bright ones), which are no bleeds."""
+    some = r(0, 1)
+    axis = torch.linspace(-1, 1, x.shape[-1], device=x.device)
+    for pick, reach, lo, hi, least, most in [(some < 0.25, 0.5, 0.04, 0.16, -4, -24), (some > 0.88, 0.35, 0.008, 0.022, 50, 400)]:
+        draw = torch.stack([r(-reach, reach), r(-reach, reach), r(lo, hi), r(lo, hi), r(least, most)], 1)
+
+        def change(part, draw):
+            px, py, wx, wy, depth = draw.view(-1, 5, 1, 1).unbind(1)
+            dx, dy = (axis.view(1, 1, -1) - px) / wx, (axis.view(1, -1, 1) - py) / wy
+            blob = torch.sigmoid(4 * (1 - dx * dx - dy * dy)) * depth
+            return part + blob.unsqueeze(1) * ((part > 0) & (part < 80))
+
+        x = where_picked(pick, change, x, draw)
+    return x
 
 
-def scanner(x, generator):
-    """Another scanner: thicker slices, blur or edges, bone density, halo of bone on brain, offset, gain, noise (HU)."""
+NOISE = {}
+"""A reel of white noise per device, to cut pieces from: making it anew for every slice would cost more than the network."""
+
+
+def _noise(shape, device):
+    count, reel = int(np.prod(shape)), NOISE.get(device)
+    if reel is None or len(reel) < 2 * count:
+        reel = NOISE[device] = torch.randn(max(2 * count, 1 << 24), device=device)
+    start = int(torch.randint(0, len(reel) - count, (1,)))
+    return reel[start : start + count].view(shape)
+
+
+def scanner(x, r):
+    """Another scanner or skull: blur or edges, bone thickness and density, its halo on brain, offset, gain, noise (HU)."""
     n, c, h, w = x.shape
-    r = lambda lo, hi: (lo + (hi - lo) * torch.rand(n, generator=generator)).view(-1, 1, 1, 1)
-    thick = r(-0.4, 0.4).clamp(min=0)
-    x = torch.lerp(x, x.mean(dim=1, keepdim=True), thick)
-    sharpness = r(-1.0, 0.35)  # below -0.4 the kernel blurs, above 0 it enhances edges
+    k = lambda lo, hi: r(lo, hi).view(-1, 1, 1, 1)
+    blurred = lambda image: F.avg_pool2d(F.avg_pool2d(image, 3, 1, 1, count_include_pad=False), 3, 1, 1, count_include_pad=False)
+
+    # A thicker skull with a blurred table: bone spreads by a pixel or two, in part.
+    some, more = r(0, 1), k(0.2, 1.0)
+    def thicken(part, more):
+        grown = torch.where((F.max_pool2d(part, 5, 1, 2) > 250) & (part > -100), F.max_pool2d(part, 3, 1, 1), part)
+        return torch.lerp(part, grown, more)
+    x = where_picked(some < 0.3, thicken, x, more)
+
+    sharpness = k(-1.0, 0.35)  # below -0.4 the kernel blurs, above 0 it enhances edges
     sharpness = torch.where((sharpness < -0.4) | (sharpness > 0), sharpness, 0.0)
-    pick = sharpness.flatten() != 0
-    part = x[pick]
-    soft = F.avg_pool2d(F.avg_pool2d(part, 3, 1, 1, count_include_pad=False), 3, 1, 1, count_include_pad=False)
-    x[pick] = torch.lerp(part, soft, -sharpness[pick])
+    x = where_picked(sharpness.flatten() != 0, lambda part, s: torch.lerp(part, blurred(part), -s), x, sharpness)
+    x = where_picked(r(0, 1) < 0.15, lambda part: blurred(blurred(part)), x)
+
     bone = (x - 100).clamp_(0, 1400)
     # A sloping skull fills its border pixels in part, often on one side only: a bright rim that is no bleed.
-    rim = F.avg_pool2d(bone, 5, 1, 2)
-    side = int(torch.randint(-2, 3, (1,), generator=generator)), int(torch.randint(-2, 3, (1,), generator=generator))
-    rim = torch.roll(rim, side, (2, 3)) * (x < 200) * (x > -20)
-    x += rim.mul_(r(-0.15, 0.15).clamp(min=0))
+    side = [int(v) for v in torch.randint(-2, 3, (2,))]
+    rim = torch.roll(F.avg_pool2d(bone, 5, 1, 2), side, (2, 3)) * (x < 200) * (x > -20)
+    x = x + rim.mul_(k(-0.15, 0.15).clamp(min=0))
     halo = F.interpolate(F.avg_pool2d(F.avg_pool2d(bone, 4), 3, 1, 1), size=(h, w), mode="bilinear")
-    x += bone.mul_(r(-0.25, 0.25))
-    x += halo.mul_(r(-0.006, 0.02))
-    change = (x.clamp(-100, 100) - 20).mul_(r(-0.06, 0.06)).add_(r(-7.0, 7.0))
+    x += bone.mul_(k(-0.25, 0.25))
+    x += halo.mul_(k(-0.006, 0.02))
+    change = (x.clamp(-100, 100) - 20).mul_(k(-0.06, 0.06)).add_(k(-6.0, 6.0))
     x += change.mul_(x > -200)
-    coarse = F.interpolate(_noise((n, c, h // 3, w // 3), generator), size=(h, w), mode="nearest")
-    x += _noise((n, c, h, w), generator) * r(-2.0, 6.0).clamp(min=0)
-    x += coarse.mul_(r(-3.0, 4.0).clamp(min=0))
+    # Noise goes with the dose and the kernel, so one study has one level of it.
+    coarse = F.interpolate(_noise((n, c, h // 3, w // 3), x.device), size=(h, w), mode="nearest")
+    x += _noise((n, c, h, w), x.device) * k(-2.0, 7.0).clamp(min=0)
+    x += coarse.mul_(k(-3.0, 4.0).clamp(min=0))
     return x
 
 

@@ -1,8 +1,11 @@
 """Readers' studies -> a cache of small HU planes, so that training never touches full images again."""
 
 import argparse
-import csv
+import os
+import shutil
 import subprocess
+import zlib
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
@@ -30,33 +33,19 @@ def save(study: readers.Study, out: Path, group: str) -> None:
     np.savez(out / f"{study.name}.npz", **data)
 
 
-def main() -> None:
-    a = argparse.ArgumentParser(description=__doc__)
-    a.add_argument("--ct-ich", type=Path, help="CT-ICH folder (brain/, bone/, labels.csv)")
-    a.add_argument("--phantom", type=Path, help="folder of `ichd-phantom dataset`")
-    a.add_argument("--paint-with", type=Path, help="the `ichd-phantom` program: paints copies of the quiet real heads")
-    a.add_argument("--copies", type=int, default=4)
-    a.add_argument("--cache", type=Path, required=True)
-    args = a.parse_args()
-    args.cache.mkdir(parents=True, exist_ok=True)
-    if args.ct_ich:
-        people = sorted({int(r["patient"]) for r in csv.DictReader(open(args.ct_ich / "labels.csv"))})
-        for n, person in enumerate(people):
-            study = readers.ct_ich(args.ct_ich, person)
-            save(study, args.cache, f"person-{person}")
-            if args.paint_with and not study.labels.any():
-                paint(args.paint_with, study, args.copies, args.cache, person)
-            print(f"\rprepared {n + 1}/{len(people)} people", end="", flush=True)
-        print()
-    if args.phantom:
-        folders = sorted(p.parent for p in args.phantom.glob("*/labels.csv"))
-        for n, folder in enumerate(folders):
-            save(readers.phantom(folder), args.cache, f"phantom-{folder.name}")
-            print(f"\rprepared {n + 1}/{len(folders)} phantoms", end="", flush=True)
-        print()
+def person(folder: Path, number: int, cache: Path, program: Path | None, copies: int) -> str:
+    """One CT-ICH person and, if quiet, painted copies; returns what went wrong, or nothing."""
+    study = readers.ct_ich(folder, number)
+    save(study, cache, f"person-{number}")
+    return paint(program, study, copies, cache, number) if program and not study.labels.any() else ""
 
 
-def paint(program: Path, study: readers.Study, copies: int, cache: Path, person: int) -> None:
+def phantom(folder: Path, cache: Path) -> str:
+    save(readers.phantom(folder), cache, f"phantom-{folder.name}")
+    return ""
+
+
+def paint(program: Path, study: readers.Study, copies: int, cache: Path, number: int) -> str:
     """Painted copies belong to the person's group, so a held-out person is held out in every form."""
     work = cache / "paint" / study.name
     work.mkdir(parents=True, exist_ok=True)
@@ -64,14 +53,52 @@ def paint(program: Path, study: readers.Study, copies: int, cache: Path, person:
     half = study.hu[:, : rows * 2, : columns * 2].reshape(-1, rows, 2, columns, 2).mean(axis=(2, 4)).astype(np.int16)
     np.save(work / "in.npy", half)
     done = subprocess.run([program, "paint", "--in", work / "in.npy", "--pixel-mm", str(study.pixel_mm * 2), "--step-mm", "5",
-                           "--seed", str(person), "--count", str(copies), "--out", work / "out"], capture_output=True)
+                           "--seed", str(number), "--count", str(copies), "--out", work / "out"], capture_output=True)
     for folder in sorted(p.parent for p in (work / "out").rglob("labels.csv")):
         painted = readers.phantom(folder)
-        painted.name = f"painted-{person:03d}-{folder.name}"
+        painted.name = f"painted-{number:03d}-{folder.name}"
         painted.z_mm = study.z_mm[: len(painted.hu)]
-        save(painted, cache, f"person-{person}")
-    if done.returncode:
-        print(f"\n{study.name}: {done.stderr.decode().strip()}")
+        save(painted, cache, f"person-{number}")
+    shutil.rmtree(work)
+    return f"{study.name}: {done.stderr.decode().strip()}" if done.returncode else ""
+
+
+def main() -> None:
+    a = argparse.ArgumentParser(description=__doc__)
+    a.add_argument("--ct-ich", type=Path, help="CT-ICH folder (brain/, bone/, labels.csv)")
+    a.add_argument("--phantom", type=Path, help="folder of `ichd-phantom dataset`")
+    a.add_argument("--paint-with", type=lambda p: Path(p).resolve(), help="the `ichd-phantom` program: paints copies of the quiet real heads")
+    a.add_argument("--copies", type=int, default=4)
+    a.add_argument("--dicom", type=Path, help="folder of DICOM, with --rsna-csv or --slice-csv")
+    a.add_argument("--rsna-csv", type=Path, help="labels in the RSNA-2019 layout")
+    a.add_argument("--slice-csv", type=Path, help="labels with one row per slice: sop_uid and the class names")
+    a.add_argument("--cache", type=Path, required=True)
+    a.add_argument("--jobs", type=int, default=os.cpu_count())
+    args = a.parse_args()
+    args.cache.mkdir(parents=True, exist_ok=True)
+    if args.dicom:
+        if not args.rsna_csv and not args.slice_csv:
+            a.error("--dicom: needs --rsna-csv or --slice-csv for the labels")
+        labels = readers.rsna_2019(args.rsna_csv) if args.rsna_csv else readers.per_slice_csv(args.slice_csv)
+        for n, study in enumerate(readers.dicom_folder(args.dicom, labels)):
+            # Series of one person share a group; the number is all that is kept of who it was.
+            save(study, args.cache, f"site-{zlib.crc32((study.person or study.name).encode())}")
+            print(f"\rprepared {n + 1} series", end="", flush=True)
+        print()
+    with ProcessPoolExecutor(args.jobs) as pool:
+        work = []
+        if args.ct_ich:
+            people = sorted({int(r["patient"]) for r in readers.rows(args.ct_ich / "labels.csv")})
+            people = [p for p in people if (args.ct_ich / f"brain/{p:03d}").is_dir()]
+            work += [pool.submit(person, args.ct_ich, p, args.cache, args.paint_with, args.copies) for p in people]
+        if args.phantom:
+            folders = sorted(p.parent for p in args.phantom.glob("*/labels.csv"))
+            work += [pool.submit(phantom, f, args.cache) for f in folders]
+        for n, job in enumerate(as_completed(work)):
+            if job.result():
+                print(f"\n{job.result()}")
+            print(f"\rprepared {n + 1}/{len(work)} heads", end="", flush=True)
+        print()
 
 
 if __name__ == "__main__":

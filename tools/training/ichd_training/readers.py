@@ -3,7 +3,7 @@
 import csv
 import re
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ class Study:
     z_mm: np.ndarray
     pixel_mm: float
     mask: np.ndarray | None = None
-    tags: list = field(default_factory=list)
+    person: str = ""
 
 
 def rows(csv_path: Path) -> list[dict]:
@@ -114,7 +114,7 @@ def dicom_folder(folder: Path, labels: dict[str, np.ndarray]):
     """Every labelled CT series below a folder, one study at a time. Slices without a label are left out."""
     import pydicom
 
-    series = defaultdict(list)
+    series, person = defaultdict(list), {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         try:
             ds = pydicom.dcmread(path, stop_before_pixels=True)
@@ -122,6 +122,7 @@ def dicom_folder(folder: Path, labels: dict[str, np.ndarray]):
             continue
         if str(ds.get("SOPInstanceUID", "")) in labels and ds.get("Modality") == "CT":
             series[str(ds.SeriesInstanceUID)].append(path)
+            person[str(ds.SeriesInstanceUID)] = str(ds.get("PatientID", ""))
     for uid, files in series.items():
         hu, z_mm, pixel_mm, sops = dicom_series(files)
-        yield Study(uid, hu.astype(np.int16), np.stack([labels[s] for s in sops]), z_mm, pixel_mm)
+        yield Study(uid, hu.astype(np.int16), np.stack([labels[s] for s in sops]), z_mm, pixel_mm, person=person[uid])
