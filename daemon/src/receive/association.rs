@@ -29,8 +29,8 @@ use crate::evidence::auditor;
 use crate::spool::{FileMeta, Incoming, StoreError, Stored};
 use crate::tls::Holder;
 
-/// Bytes collected before they are handed to the disk.
-const WRITE_BYTES: usize = 512 << 10;
+/// Bytes collected before they are handed to the disk; half of it in one piece goes there without being collected.
+const WRITE_BYTES: usize = 128 << 10;
 
 /// A connection that was let in and has not said anything yet.
 pub(super) struct Guest {
@@ -472,21 +472,26 @@ impl Session<'_> {
         if receiving.refusal.is_some() {
             return;
         }
-        let limit = match receiving.body {
-            Body::Store(_) => WRITE_BYTES,
-            Body::Action(_) => message::REQUEST_BYTES_MAX,
-            Body::Nothing => return,
-        };
-        receiving.buffer.extend_from_slice(bytes);
-        if receiving.buffer.len() >= limit {
-            receiving.overflow();
+        match receiving.body {
+            Body::Store(_) => {
+                if receiving.buffer.len() + bytes.len() > WRITE_BYTES {
+                    receiving.write_out(None);
+                }
+                match bytes.len() {
+                    n if n >= WRITE_BYTES / 2 => receiving.write_out(Some(bytes)),
+                    _ => receiving.buffer.extend_from_slice(bytes),
+                }
+            }
+            Body::Action(_) if receiving.buffer.len() + bytes.len() > message::REQUEST_BYTES_MAX => {
+                receiving.refusal = Some((Status::RESOURCE_LIMITATION, "too many references".into()));
+            }
+            Body::Action(_) => receiving.buffer.extend_from_slice(bytes),
+            Body::Nothing => {}
         }
     }
 
     async fn finish(&mut self, link: &mut Link, mut receiving: Receiving) -> Result<(), End> {
-        if matches!(receiving.body, Body::Store(_)) {
-            receiving.overflow();
-        }
+        receiving.write_out(None);
         let Receiving { command, context, body, buffer, refusal: refused } = receiving;
         let done = match (refused, body) {
             (Some(refused), _) => Err(refused),
@@ -610,22 +615,21 @@ impl Receiving {
         Receiving { command, context, body, buffer: Vec::new(), refusal }
     }
 
-    /// The buffer is full: to the disk with it, or it is too much. A failure becomes the refusal that the sender gets at
+    /// To the disk with what was collected, or with these bytes. A failure becomes the refusal that the sender gets at
     /// the end.
-    fn overflow(&mut self) {
-        match &mut self.body {
-            Body::Store(incoming) => {
-                if let Err(error) = tokio::task::block_in_place(|| incoming.write(&self.buffer)) {
-                    self.refusal = Some(refusal(&error));
-                    self.body = Body::Nothing;
-                }
-            }
-            Body::Action(_) => {
-                self.refusal = Some((Status::RESOURCE_LIMITATION, "too many references".into()));
-            }
-            Body::Nothing => {}
+    fn write_out(&mut self, bytes: Option<&[u8]>) {
+        let Body::Store(incoming) = &mut self.body else { return };
+        let written = match bytes.unwrap_or(&self.buffer) {
+            [] => Ok(()),
+            bytes => tokio::task::block_in_place(|| incoming.write(bytes)),
+        };
+        if let Err(error) = written {
+            self.refusal = Some(refusal(&error));
+            self.body = Body::Nothing;
         }
-        self.buffer.clear();
+        if bytes.is_none() {
+            self.buffer.clear();
+        }
     }
 }
 

@@ -84,7 +84,7 @@ impl Scp {
     }
 
     fn incoming(&self) -> usize {
-        std::fs::read_dir(self.dir.path().join("incoming")).unwrap().count()
+        self.spool.n_arriving()
     }
 }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use dicom_ul::pdu::{self, AssociationAC, AssociationRQ};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 /// PDU type and length.
 const HEAD_BYTES: usize = 6;
@@ -26,8 +27,28 @@ const SEND_BYTES_MAX: u32 = 64 << 10;
 const SEND_BYTES_MIN: u32 = 1024;
 
 /// What an association runs on: TCP, or TLS on it.
-pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {
+    /// Acknowledges what was read at once. A sender with Nagle's algorithm on, as many scanners are, holds back every
+    /// short write until then, and a delayed acknowledgement takes 40 ms a slice. The system forgets this wish.
+    fn acknowledge_now(&self) {}
+}
+
+impl Stream for TcpStream {
+    fn acknowledge_now(&self) {
+        let _ = self.set_quickack(true);
+    }
+}
+
+impl Stream for tokio_rustls::server::TlsStream<TcpStream> {
+    fn acknowledge_now(&self) {
+        self.get_ref().0.acknowledge_now();
+    }
+}
+
+impl Stream for tokio_rustls::client::TlsStream<TcpStream> {}
+
+#[cfg(test)]
+impl Stream for tokio::io::DuplexStream {}
 
 /// Why the conversation cannot go on. Never quotes what the peer sent: that may be a patient.
 #[derive(Debug, thiserror::Error)]
@@ -250,6 +271,7 @@ impl Link {
             if self.stream.read_buf(&mut self.buffer).await.map_err(UpperError::Lost)? == 0 {
                 return Err(UpperError::Lost(std::io::ErrorKind::UnexpectedEof.into()));
             }
+            self.stream.acknowledge_now();
         }
     }
 

@@ -1,10 +1,14 @@
 //! Instances on disk: synced before anybody is thanked for them, found again after a power cut.
 //!
 //! ```text
-//! incoming/<n>.part --synced, parsed, renamed--> studies/<study>/<series>/<sop>.dcm   read by the stages
+//! incoming/<n>.part --parsed, synced, renamed--> studies/<study>/<series>/<sop>.dcm   read by the stages
 //!                                            \-> quarantine/<sop>.<hash>.dcm          same UID, other content
 //!                                             -> aside/<sop>.dcm                      not an image we read
 //! ```
+//!
+//! An instance costs one sync. Its name in `incoming/` is durable before it comes (names are made in advance, many with
+//! one sync of the folder), its preamble says how long it is and what it hashes to; so once the file is synced, a power
+//! cut finds it under that name or under its last one, and the next start moves it on. Whoever is moved was synced.
 //!
 //! The tree is the queue: whatever is lost downstream is found here again. Owner of every instance file.
 
@@ -154,20 +158,33 @@ pub enum Stored {
     Aside(Instance),
 }
 
+/// Folders that instances are moved to.
+#[derive(Debug, Default)]
+struct Places {
+    /// Series folders that this process has made durable.
+    durable: BTreeSet<PathBuf>,
+    /// Where instances were moved to since the names in `incoming/` were last synced.
+    moved_to: BTreeSet<PathBuf>,
+}
+
+/// Names made in advance with one sync of their folder.
+const NAMES_AT_ONCE: usize = 64;
+
 /// The spool; share it behind an `Arc`.
 #[derive(Debug)]
 pub struct Spool {
     root: PathBuf,
     limits: SpoolLimits,
     next: AtomicU64,
-    /// Series folders that this process has made durable. Held while a name is looked up and taken, so that of two
-    /// associations with one UID exactly one is first.
-    places: Mutex<BTreeSet<PathBuf>>,
+    /// Names in `incoming/` that are durable and empty.
+    names: Mutex<Vec<PathBuf>>,
+    /// Held while a name is looked up and taken, so that of two associations with one UID exactly one is first.
+    places: Mutex<Places>,
     _lock: Flock<File>,
 }
 
 impl Spool {
-    /// Makes the folders, takes the lock and clears what a crash left half written.
+    /// Makes the folders, takes the lock, moves on what a crash left synced and clears what it left half written.
     pub fn open(root: &Path, limits: SpoolLimits) -> Result<Self, SpoolError> {
         let folder = |path: &Path| {
             fs::create_dir_all(path).map_err(|source| SpoolError::Folder { path: path.into(), source })
@@ -181,16 +198,43 @@ impl Spool {
             nix::errno::Errno::EWOULDBLOCK => SpoolError::Locked { path: path.clone() },
             other => SpoolError::Folder { path: path.clone(), source: other.into() },
         })?;
-        let incoming = root.join("incoming");
-        let entries = fs::read_dir(&incoming)
-            .map_err(|source| SpoolError::Folder { path: incoming.clone(), source })?;
-        for entry in entries.flatten() {
-            let _ = fs::remove_file(entry.path());
-        }
         // The folders themselves must survive a power cut before anything in them can.
         sync_folder(root).map_err(|source| SpoolError::Folder { path: root.into(), source })?;
-        let places = Mutex::default();
-        Ok(Spool { root: root.into(), limits, next: AtomicU64::new(0), places, _lock: lock })
+        let next = AtomicU64::new(0);
+        let spool =
+            Spool { root: root.into(), limits, next, names: Mutex::default(), places: Mutex::default(), _lock: lock };
+        spool.recover()?;
+        Ok(spool)
+    }
+
+    /// What was synced before a crash may have been thanked for; it goes where it was going. The rest was not.
+    fn recover(&self) -> Result<(), SpoolError> {
+        let incoming = self.root.join("incoming");
+        let entries = fs::read_dir(&incoming)
+            .map_err(|source| SpoolError::Folder { path: incoming.clone(), source })?;
+        for part in entries.flatten().map(|e| e.path()) {
+            let whole = noted_sha256(&part).filter(|noted| dataset::sha256(&part).is_ok_and(|is| is == *noted));
+            let settled = whole.map(|sha256| {
+                let header = SliceHeader::read(&part).map_err(unreadable)?;
+                let is_image = crate::receive::syntax::IMAGES.contains(&header.sop_class.as_str());
+                self.settle(&part, &header, is_image, &sha256)
+            });
+            match settled {
+                Some(Ok((Placed::New, _))) => {
+                    log::info!(event = "recovered"; "an instance that was synced before a crash was moved on");
+                }
+                Some(Ok((Placed::Conflict, _))) => {}
+                // Room and permissions come back; what may have been thanked for stays until then.
+                Some(Err(StoreError::Io(error))) => {
+                    log::error!(event = "spool_unsettled"; "a synced instance cannot be moved on: {error}");
+                    self.next.fetch_max(number_of(&part) + 1, Ordering::Relaxed);
+                }
+                Some(Ok((Placed::Same, _)) | Err(_)) | None => {
+                    let _ = fs::remove_file(part);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Bytes that may still be written; `None` if the system will not say.
@@ -215,8 +259,7 @@ impl Spool {
         if !self.has_room() {
             return Err(StoreError::DiskLow);
         }
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let path = self.root.join("incoming").join(format!("{number}.part"));
+        let path = self.name().map_err(StoreError::Io)?;
         let mut file = File::create(&path).map_err(StoreError::Io)?;
         file.write_all(&file_meta(&meta)).map_err(StoreError::Io)?;
         Ok(Incoming {
@@ -226,8 +269,70 @@ impl Spool {
             file,
             hash: Sha256::new(),
             n_bytes: 0,
-            renamed: false,
+            moved: false,
         })
+    }
+
+    /// A durable name in `incoming/`, of an empty file.
+    fn name(&self) -> std::io::Result<PathBuf> {
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(name) = names.pop() {
+            return Ok(name);
+        }
+        let incoming = self.root.join("incoming");
+        let mut made = Vec::with_capacity(NAMES_AT_ONCE);
+        for _ in 0..NAMES_AT_ONCE {
+            let path = incoming.join(format!("{}.part", self.next.fetch_add(1, Ordering::Relaxed)));
+            File::create_new(&path)?;
+            made.push(path);
+        }
+        // An old name must not go for good before the new one has come for good: folders are synced one by one.
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        for folder in places.moved_to.iter().filter(|folder| folder.is_dir()) {
+            sync_folder(folder)?;
+        }
+        places.moved_to.clear();
+        sync_folder(&incoming)?;
+        *names = made;
+        names.pop().ok_or_else(|| std::io::ErrorKind::NotFound.into())
+    }
+
+    /// Takes the name that a synced instance is for if it is free; otherwise says what holds it. The part is moved
+    /// unless the very same bytes are there already. Nothing is synced: until the system does it, a power cut finds
+    /// the part in `incoming/`.
+    fn settle(
+        &self,
+        part: &Path,
+        header: &SliceHeader,
+        is_image: bool,
+        sha256: &[u8; 32],
+    ) -> Result<(Placed, PathBuf), StoreError> {
+        let folder = match is_image {
+            true => self.series_folder(&header.study, &header.series),
+            false => self.root.join("aside"),
+        };
+        let path = folder.join(format!("{}.dcm", header.sop.as_str()));
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let quarantine = |places: &mut Places, first: PathBuf| {
+            let name = format!("{}.{}.dcm", header.sop.as_str(), &crate::hex(sha256)[..16]);
+            let folder = self.root.join("quarantine");
+            fs::rename(part, folder.join(name)).map_err(StoreError::Io)?;
+            places.moved_to.insert(folder);
+            Ok((Placed::Conflict, first))
+        };
+        if let Some(first) = is_image.then(|| in_another_series(&folder, &path)).flatten() {
+            return quarantine(&mut places, first);
+        }
+        self.make_durable(&folder, &mut places)?;
+        if !path.exists() {
+            fs::rename(part, &path).map_err(StoreError::Io)?;
+            places.moved_to.insert(folder);
+            return Ok((Placed::New, path));
+        }
+        if dataset::sha256(&path).map_err(unreadable)? == *sha256 {
+            return Ok((Placed::Same, path));
+        }
+        quarantine(&mut places, path)
     }
 
     /// Every instance in the tree. A file that cannot be read any more is reported, never lost in silence.
@@ -283,7 +388,7 @@ impl Spool {
     pub fn remove_series(&self, study: &StudyUid, series: &SeriesUid) -> Result<(), SpoolError> {
         let folder = self.series_folder(study, series);
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        places.remove(&folder);
+        places.durable.remove(&folder);
         match fs::remove_dir_all(&folder) {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
                 return Err(SpoolError::Folder { path: folder, source });
@@ -296,16 +401,16 @@ impl Spool {
     }
 
     /// Makes a series folder that survives a power cut, once per process: a crash may have come between the two steps.
-    fn make_durable(&self, folder: &Path, places: &mut BTreeSet<PathBuf>) -> Result<(), StoreError> {
+    fn make_durable(&self, folder: &Path, places: &mut Places) -> Result<(), StoreError> {
         // A person may have tidied up behind our back.
-        if places.contains(folder) && folder.is_dir() {
+        if places.durable.contains(folder) && folder.is_dir() {
             return Ok(());
         }
         fs::create_dir_all(folder).map_err(StoreError::Io)?;
         for parent in folder.ancestors().skip(1).take_while(|parent| parent.starts_with(&self.root)) {
             sync_folder(parent).map_err(StoreError::Io)?;
         }
-        places.insert(folder.to_owned());
+        places.durable.insert(folder.to_owned());
         Ok(())
     }
 
@@ -380,7 +485,7 @@ pub struct Incoming {
     file: File,
     hash: Sha256,
     n_bytes: u64,
-    renamed: bool,
+    moved: bool,
 }
 
 impl Incoming {
@@ -398,11 +503,10 @@ impl Incoming {
         self.file.write_all(bytes).map_err(StoreError::Io)
     }
 
-    /// Syncs, checks, renames, syncs the folder. Only after this may anybody be thanked.
+    /// Checks, syncs, renames. Only after this may anybody be thanked.
     pub fn commit(mut self) -> Result<Stored, StoreError> {
         let sha256: [u8; 32] = std::mem::take(&mut self.hash).finalize().into();
-        note_sha256(&mut self.file, &sha256).map_err(StoreError::Io)?;
-        self.file.sync_data().map_err(StoreError::Io)?;
+        // Checked first: what a crash leaves synced has passed.
         let header = SliceHeader::read(&self.path).map_err(unreadable)?;
         if header.sop != self.meta.sop {
             return Err(StoreError::Mismatch { attribute: "SOPInstanceUID" });
@@ -413,73 +517,30 @@ impl Incoming {
         if self.meta.is_image && !header.has_pixels {
             return Err(StoreError::Header(HeaderError::Missing { attribute: "PixelData" }));
         }
-        let spool = self.spool.clone();
-        let folder = match self.meta.is_image {
-            true => spool.series_folder(&header.study, &header.series),
-            false => spool.root.join("aside"),
-        };
-        let path = folder.join(format!("{}.dcm", header.sop.as_str()));
-        let (placed, path) = {
-            let mut places = spool.places.lock().unwrap_or_else(PoisonError::into_inner);
-            match self.in_another_series(&folder, &path) {
-                Some(first) => {
-                    self.quarantine(&sha256)?;
-                    (Placed::Conflict, first)
-                }
-                None => {
-                    spool.make_durable(&folder, &mut places)?;
-                    (self.place(&path, &sha256)?, path)
-                }
-            }
-        };
-        // Also where the same bytes were there already: whoever put them there may have died before this.
-        let folder = match placed {
-            Placed::Conflict => spool.root.join("quarantine"),
-            Placed::New | Placed::Same => folder,
-        };
-        sync_folder(&folder).map_err(StoreError::Io)?;
+        note_sha256(&mut self.file, &sha256).map_err(StoreError::Io)?;
+        self.file.sync_data().map_err(StoreError::Io)?;
+        let (placed, path) = self.spool.settle(&self.path, &header, self.meta.is_image, &sha256)?;
+        self.moved = !matches!(placed, Placed::Same);
         Ok(match placed {
-            Placed::Conflict => {
-                // Said of the one that stays.
-                Stored::Conflict(Instance::read(path).map_err(unreadable)?)
-            }
+            // Said of the one that stays.
+            Placed::Conflict => Stored::Conflict(Instance::read(path).map_err(unreadable)?),
             _ if !self.meta.is_image => Stored::Aside(Instance { header: Arc::new(header), path, sha256 }),
             Placed::Same => Stored::Same(Instance { header: Arc::new(header), path, sha256 }),
             Placed::New => Stored::New(Instance { header: Arc::new(header), path, sha256 }),
         })
     }
+}
 
-    /// Takes the name if it is free; otherwise says what holds it. The caller holds the lock on names.
-    fn place(&mut self, path: &Path, sha256: &[u8; 32]) -> Result<Placed, StoreError> {
-        if !path.exists() {
-            self.rename(path)?;
-            return Ok(Placed::New);
-        }
-        if dataset::sha256(path).map_err(unreadable)? == *sha256 {
-            return Ok(Placed::Same);
-        }
-        self.quarantine(sha256)?;
-        Ok(Placed::Conflict)
-    }
+/// A SOP Instance UID is unique in the world (PS3.5 9); of two series of a study that claim one, the first has it.
+fn in_another_series(folder: &Path, path: &Path) -> Option<PathBuf> {
+    let name = path.file_name()?;
+    let others = fs::read_dir(folder.parent()?).ok()?.flatten().map(|e| e.path());
+    others.filter(|other| other != folder).map(|other| other.join(name)).find(|other| other.exists())
+}
 
-    fn quarantine(&mut self, sha256: &[u8; 32]) -> Result<(), StoreError> {
-        let name = format!("{}.{}.dcm", self.meta.sop.as_str(), &crate::hex(sha256)[..16]);
-        self.rename(&self.spool.root.join("quarantine").join(name))
-    }
-
-    /// A SOP Instance UID is unique in the world (PS3.5 9); of two series of a study that claim one, the first has it.
-    fn in_another_series(&self, folder: &Path, path: &Path) -> Option<PathBuf> {
-        let name = path.file_name()?;
-        let study = self.meta.is_image.then(|| folder.parent())??;
-        let others = fs::read_dir(study).ok()?.flatten().map(|e| e.path()).filter(|other| other != folder);
-        others.map(|other| other.join(name)).find(|other| other.exists())
-    }
-
-    fn rename(&mut self, to: &Path) -> Result<(), StoreError> {
-        fs::rename(&self.path, to).map_err(StoreError::Io)?;
-        self.renamed = true;
-        Ok(())
-    }
+/// Number of `<n>.part`.
+fn number_of(part: &Path) -> u64 {
+    part.file_stem().and_then(|s| s.to_str()).and_then(|s| s.parse().ok()).unwrap_or(0)
 }
 
 enum Placed {
@@ -490,7 +551,7 @@ enum Placed {
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        if !self.renamed {
+        if !self.moved {
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -588,6 +649,14 @@ pub(crate) mod tests {
         }
     }
 
+    impl Spool {
+        /// Instances on their way; names made in advance are none.
+        pub fn n_arriving(&self) -> usize {
+            let entries = fs::read_dir(self.root.join("incoming")).unwrap();
+            entries.flatten().filter(|e| e.metadata().is_ok_and(|m| m.len() > 0)).count()
+        }
+    }
+
     fn store(spool: &Arc<Spool>, meta: FileMeta, bytes: &[u8]) -> Result<Stored, StoreError> {
         let mut incoming = spool.begin(meta)?;
         incoming.write(bytes)?;
@@ -617,6 +686,38 @@ pub(crate) mod tests {
             Stored::New(instance) | Stored::Same(instance) => instance,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// As a power cut leaves it that took the rename with it: the synced part under its first name.
+    #[test]
+    fn what_was_synced_before_a_crash_is_moved_on_and_what_was_not_is_cleared() {
+        let dir = tempfile::tempdir().unwrap();
+        let p = phantom();
+        let spool = Arc::new(Spool::open(dir.path(), LIMITS).unwrap());
+        let first = stored(&spool);
+        let other = FileMeta { is_image: false, ..meta(&p) };
+        assert!(matches!(store(&spool, other, &p.dataset_bytes).unwrap(), Stored::Aside));
+        drop(spool);
+        let part = |n: u32| dir.path().join(format!("incoming/{n}.part"));
+        let bytes = fs::read(&first.path).unwrap();
+        fs::rename(&first.path, part(900)).unwrap();
+        for (n, cut) in [(901, 1), (902, 0)] {
+            let mut torn = bytes.clone();
+            // A length that was written and a page that was not.
+            torn[bytes.len() - 600..].fill(cut);
+            fs::write(part(n), &torn[..bytes.len() - cut as usize]).unwrap();
+        }
+        let spool = Arc::new(Spool::open(dir.path(), LIMITS).unwrap());
+        let found = spool.rescan().unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!((&found[0].path, found[0].sha256), (&first.path, first.sha256));
+        assert_eq!(fs::read_dir(dir.path().join("incoming")).unwrap().count(), 0);
+        assert!(matches!(store(&spool, meta(&p), &p.dataset_bytes).unwrap(), Stored::Same(_)));
+        // Again, with the rename done and the old name still there: nothing is lost and nothing is twice.
+        drop(spool);
+        fs::copy(&first.path, part(3)).unwrap();
+        let spool = Arc::new(Spool::open(dir.path(), LIMITS).unwrap());
+        assert_eq!((spool.rescan().unwrap().len(), spool.n_arriving()), (1, 0));
     }
 
     #[test]
@@ -707,7 +808,7 @@ pub(crate) mod tests {
         assert!(is_quarantined(dir.path(), &SopInstanceUid::parse(&p.sop_instance_uid).unwrap()));
         assert!(!is_quarantined(dir.path(), &SopInstanceUid::parse("1.2").unwrap()));
         let n = |folder: &str| fs::read_dir(dir.path().join(folder)).unwrap().count();
-        assert_eq!((n("aside"), n("quarantine"), n("incoming")), (1, 1, 0));
+        assert_eq!((n("aside"), n("quarantine"), spool.n_arriving()), (1, 1, 0));
     }
 
     #[test]
@@ -735,7 +836,7 @@ pub(crate) mod tests {
             let stored = store(&spool, meta(&p), &p.dataset_bytes[..n]);
             prop_assert!(matches!(stored, Err(StoreError::Header(_))), "{:?}", stored);
             prop_assert!(spool.rescan().unwrap().is_empty());
-            prop_assert_eq!(fs::read_dir(dir.path().join("incoming")).unwrap().count(), 0);
+            prop_assert_eq!(spool.n_arriving(), 0);
         }
     }
 }

@@ -58,7 +58,7 @@ impl Spool {
                 wipe_tree(&target).map_err(io(&target))?;
             }
             fs::rename(&folder, &target).map_err(io(&folder))?;
-            places.remove(&folder);
+            places.durable.remove(&folder);
             // Fails while another series of the study is there, as it should.
             let _ = folder.parent().map(fs::remove_dir);
         }

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod appliance;
+mod receive;
 mod series;
 mod whole;
 
@@ -16,7 +17,7 @@ use clap::Parser;
 #[command(version)]
 struct Args {
     /// What to measure; everything if absent.
-    #[arg(value_parser = ["whole", "latency", "memory"])]
+    #[arg(value_parser = ["whole", "latency", "memory", "receive"])]
     what: Vec<String>,
     /// The program to measure; build it with `cargo build --release -p ichd`.
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/release/ichd"))]
@@ -33,6 +34,12 @@ struct Args {
     /// Rounds; the median counts.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
+    /// Folder on the disk that receivers write to; the system's temporary folder if absent.
+    #[arg(long)]
+    disk: Option<PathBuf>,
+    /// Receives into a folder and does nothing else: one of the things that are measured.
+    #[arg(long, hide = true)]
+    receiver: Option<PathBuf>,
 }
 
 #[tokio::main]
@@ -40,6 +47,9 @@ async fn main() -> ExitCode {
     let args = Args::parse();
     let wanted = |what: &str| args.what.is_empty() || args.what.iter().any(|w| w == what);
     let done = async {
+        if let Some(folder) = &args.receiver {
+            return receive::receiver(folder).await;
+        }
         if wanted("whole") {
             whole::reading(&args)?;
         }
@@ -48,6 +58,9 @@ async fn main() -> ExitCode {
         }
         if wanted("memory") {
             whole::memory(&args)?;
+        }
+        if wanted("receive") {
+            receive::receive(&args)?;
         }
         Ok::<(), String>(())
     };
@@ -64,6 +77,11 @@ async fn main() -> ExitCode {
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// The other way round.
+fn at_least(value: f64, goal: f64) -> &'static str {
+    against(goal, value)
 }
 
 /// Whether a goal is met, for people.

@@ -10,10 +10,20 @@ use crate::Args;
 /// A bleed that the model sees, in 512 x 512 slices as scanners make them. Each `uid_seed` is another study.
 pub fn bleed(slices: usize, step_mm: f32, uid_seed: u64) -> Result<Vec<Instance>, String> {
     let mut options = SeriesOptions { uid_seed: Some(uid_seed), ..SeriesOptions::default() };
+    options.scan.matrix = 512;
     options.scan.slices = slices;
     options.scan.step_mm = step_mm;
     let bleed = Bleed::Intraparenchymal { side: Side::Left, volume_ml: 45.0 };
     ichd_phantom::study(12, bleed, &options).map_err(|e| e.to_string())
+}
+
+/// A quiet head in thin slices of 512 x 512.
+pub fn large(slices: usize) -> Result<Vec<Instance>, String> {
+    let mut options = SeriesOptions::default();
+    options.scan.matrix = 512;
+    options.scan.slices = slices;
+    options.scan.step_mm = 0.6;
+    ichd_phantom::study(12, Bleed::None, &options).map_err(|e| e.to_string())
 }
 
 /// Writes a series into a folder of its own.
