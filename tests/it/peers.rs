@@ -149,6 +149,17 @@ impl Listener {
         }
     }
 
+    /// The next document of one of several schemas.
+    pub fn next_of(&self, schemas: &[&str]) -> Value {
+        loop {
+            let (_, body) =
+                self.lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no {schemas:?} in time"));
+            if schemas.iter().any(|schema| body["schema"] == *schema) {
+                return body;
+            }
+        }
+    }
+
     /// Every document up to and including the next one of a schema.
     pub fn until(&self, schema: &str) -> Vec<Value> {
         let mut seen = Vec::new();
@@ -171,6 +182,13 @@ impl Drop for Listener {
     }
 }
 
+/// What the daemon's unit puts into its environment.
+fn unit_environment() -> Vec<(String, String)> {
+    let unit = std::fs::read_to_string(repository().join("daemon/ichd.service")).unwrap();
+    let lines = unit.lines().filter_map(|l| l.strip_prefix("Environment=")?.split_once('='));
+    lines.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+}
+
 /// The real daemon with a configuration of its own.
 pub struct Appliance {
     pub dir: TempDir,
@@ -180,6 +198,11 @@ pub struct Appliance {
     notify: Option<PathBuf>,
     /// Logs all it can.
     loud: bool,
+    /// What else stands in its environment.
+    pub env: Vec<(&'static str, PathBuf)>,
+    /// Program and arguments that start it in other surroundings.
+    pub started_by: Vec<String>,
+    own_state: bool,
     child: Option<Child>,
 }
 
@@ -214,6 +237,11 @@ impl Appliance {
         appliance
     }
 
+    /// Not yet started.
+    pub fn off(broker: &Mosquitto) -> Self {
+        Self::down(broker.port, ROOM)
+    }
+
     fn down(broker_port: u16, extra: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let appliance = Appliance {
@@ -223,6 +251,9 @@ impl Appliance {
             extra: extra.into(),
             notify: None,
             loud: false,
+            env: Vec::new(),
+            started_by: Vec::new(),
+            own_state: false,
             child: None,
         };
         appliance.write_config();
@@ -239,7 +270,7 @@ impl Appliance {
              [receive]\nlisten = \"127.0.0.1:0\"\ncalling-ae-titles = [\"CT1\"]\n{}\n\
              [assemble]\nquiet-ms = 400\nquiet-incomplete-ms = 1500\n\
              [proof]\ninterval-s = 0\nlimit-s = 15\n[infer]\nmodel = {:?}\ntrusted-keys = [{:?}]\n[alert]\nbroker-port = {}\n",
-            self.dir.path(),
+            self.state(),
             self.extra,
             model(),
             key(),
@@ -251,13 +282,18 @@ impl Appliance {
     pub fn up(&mut self) {
         let log =
             std::fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join("log")).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_ichd"))
+        let ichd = env!("CARGO_BIN_EXE_ichd").to_owned();
+        let mut words = self.started_by.iter().chain(std::iter::once(&ichd));
+        let mut child = Command::new(words.next().unwrap())
+            .args(words)
             .arg("run")
             .arg("--config")
             .arg(self.config())
+            .envs(self.env.iter().map(|(key, value)| (key, value)))
             .stdout(Stdio::piped())
             .stderr(log)
             .env_remove("STATE_DIRECTORY")
+            .envs(unit_environment())
             .envs(self.loud.then_some(("ICHD_LOG", "trace")))
             .envs(self.notify.iter().map(|socket| ("NOTIFY_SOCKET", socket)))
             .spawn()
@@ -271,6 +307,10 @@ impl Appliance {
             .and_then(|p| p.parse().ok())
             .unwrap_or_else(|| panic!("the daemon did not come up: {}", self.log()));
         self.child = Some(child);
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
     }
 
     pub fn log(&self) -> String {
@@ -315,9 +355,44 @@ impl Appliance {
 
     /// Whether the spool has a file's instance.
     pub fn holds(&self, file: &Path) -> bool {
+        self.state().join(Self::place(file)).is_file()
+    }
+
+    /// Where in a state directory a file's instance lies.
+    pub fn place(file: &Path) -> PathBuf {
         let header = ichd::dicom::SliceHeader::read(file).unwrap();
-        let place = format!("spool/studies/{}/{}/{}.dcm", header.study, header.series, header.sop);
-        self.dir.path().join(place).is_file()
+        format!("spool/studies/{}/{}/{}.dcm", header.study, header.series, header.sop).into()
+    }
+
+    /// The instance of a file, under its last name or under its first.
+    pub fn stored_or_arriving(&self, file: &Path) -> Option<PathBuf> {
+        let wanted = ichd::dicom::SliceHeader::read(file).unwrap().sop;
+        let is_it = |path: &Path| ichd::dicom::SliceHeader::read(path).is_ok_and(|h| h.sop == wanted);
+        let arriving = std::fs::read_dir(self.state().join("spool/incoming")).into_iter().flatten().flatten();
+        let mut places =
+            std::iter::once(self.state().join(Self::place(file))).chain(arriving.map(|e| e.path()));
+        places.find(|path| is_it(path))
+    }
+
+    /// Instances on their way; names made in advance are none.
+    pub fn arriving(&self) -> usize {
+        let entries = std::fs::read_dir(self.state().join("spool/incoming")).into_iter().flatten().flatten();
+        entries.filter(|e| e.metadata().is_ok_and(|m| m.len() > 0)).count()
+    }
+
+    /// Where its state is.
+    pub fn state(&self) -> PathBuf {
+        match self.own_state {
+            true => self.dir.path().join("state"),
+            false => self.dir.path().to_owned(),
+        }
+    }
+
+    /// Its state in a folder of its own, without configuration and log.
+    pub fn use_own_state(&mut self) {
+        self.own_state = true;
+        std::fs::create_dir(self.state()).unwrap();
+        self.write_config();
     }
 
     pub fn stored(&self) -> usize {
@@ -325,7 +400,7 @@ impl Appliance {
             let Ok(entries) = std::fs::read_dir(path) else { return 0 };
             entries.flatten().map(|e| if e.path().is_dir() { count(&e.path()) } else { 1 }).sum()
         }
-        count(&self.dir.path().join("spool/studies"))
+        count(&self.state().join("spool/studies"))
     }
 }
 

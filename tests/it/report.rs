@@ -78,7 +78,7 @@ impl Drop for Pacs {
 }
 
 /// Orthanc as a hospital's PACS, asked over its REST interface.
-struct Orthanc {
+pub struct Orthanc {
     dicom_port: u16,
     http_port: u16,
     child: Child,
@@ -87,13 +87,19 @@ struct Orthanc {
 
 impl Orthanc {
     fn start() -> Self {
+        Self::with("ORTHANC", serde_json::json!({}))
+    }
+
+    /// Under an AE title, with more options.
+    pub fn with(ae_title: &str, more: Value) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (dicom_port, http_port) = (free_port(), free_port());
-        let config = serde_json::json!({
-            "StorageDirectory": dir.path(), "IndexDirectory": dir.path(), "DicomAet": "ORTHANC",
+        let mut config = serde_json::json!({
+            "StorageDirectory": dir.path(), "IndexDirectory": dir.path(), "DicomAet": ae_title,
             "DicomPort": dicom_port, "HttpPort": http_port, "RemoteAccessAllowed": false,
             "AuthenticationEnabled": false, "DicomAlwaysAllowStore": true, "DicomCheckCalledAet": true,
         });
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let path = dir.path().join("orthanc.json");
         std::fs::write(&path, config.to_string()).unwrap();
         let program = ["/usr/sbin/Orthanc", "Orthanc"].into_iter().find(|p| Path::new(p).exists());
@@ -109,8 +115,17 @@ impl Orthanc {
     }
 
     fn get(&self, path: &str) -> Option<Value> {
+        self.ask(&format!("GET {path} HTTP/1.0\r\n\r\n"), &[])
+    }
+
+    pub fn post(&self, path: &str, body: &[u8]) -> Value {
+        let head = format!("POST {path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n", body.len());
+        self.ask(&head, body).unwrap_or_else(|| panic!("Orthanc has no answer to {path}"))
+    }
+
+    fn ask(&self, head: &str, body: &[u8]) -> Option<Value> {
         let mut socket = std::net::TcpStream::connect(("127.0.0.1", self.http_port)).ok()?;
-        write!(socket, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
+        socket.write_all(&[head.as_bytes(), body].concat()).ok()?;
         let mut answer = String::new();
         socket.read_to_string(&mut answer).ok()?;
         serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()

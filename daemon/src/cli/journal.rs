@@ -1,6 +1,7 @@
 //! Where log events go: the journal with structured fields under systemd, readable lines elsewhere.
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 
 use log::kv::{Error, Key, Value, VisitSource};
 
@@ -58,7 +59,8 @@ impl log::Log for Lines {
         let mut fields = Fields(String::new());
         let _ = record.key_values().visit(&mut fields);
         let time = crate::clock::rfc3339(crate::clock::wall_ms());
-        eprintln!("{time} {:5} {}{}", record.level(), record.args(), fields.0);
+        // Where nobody can listen any more, `eprintln!` would panic: the journal may fail, an alert must not notice.
+        let _ = writeln!(std::io::stderr(), "{time} {:5} {}{}", record.level(), record.args(), fields.0);
     }
 
     fn flush(&self) {}

@@ -86,6 +86,12 @@ impl SeriesCache {
         self.planes.insert(sop, Arc::new(plane));
     }
 
+    /// The series is read: a slice that comes all the same pays for its neighbours again. Held for hours among what
+    /// comes and goes, planes would also keep the heap in pieces.
+    pub(super) fn let_planes_go(&mut self) {
+        self.planes = HashMap::new();
+    }
+
     /// Keeps of the given planes those that a slice still to come, or one not yet read, may need.
     pub(super) fn keep_planes(&mut self, chosen: &[&PlacedSlice], planes: Vec<Option<Arc<PlaneAndTissue>>>) {
         let last = chosen.len().saturating_sub(1);

@@ -148,6 +148,7 @@ impl Worker {
         }
         if let Some(volume) = queue.complete.pop_front() {
             let reading = self.reader.clone().read(&volume, self.cache(&volume.series));
+            self.cache(&volume.series).let_planes_go();
             self.unheard = Some(Outcome { volume, complete: true, reading });
             self.bound_caches();
         } else if let Some(volume) = queue.arriving.pop_front()

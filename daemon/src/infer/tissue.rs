@@ -7,6 +7,9 @@ const BONE_HU: f32 = 250.0;
 /// Sutures, fractures and partial volume are sealed up to about this width, mm.
 const SEAL_MM: f64 = 4.0;
 
+/// Brain with its fluid; water, of which test objects are full, lies below but for its noise.
+const BRAIN_HU: std::ops::RangeInclusive<f32> = 5.0..=90.0;
+
 /// An enclosed area below this does not show where the head's middle is, cm2.
 const MIDDLE_MIN_CM2: f32 = 35.0;
 
@@ -35,7 +38,7 @@ pub fn measure(plane: &Plane, size: usize, pixel_mm: f64, blank: bool) -> Tissue
         } else {
             middle(&|i| plane[i] > -500.0)
         },
-        brain_cm2: count(&|i| enclosed[i] && (0.0..=90.0).contains(&plane[i])),
+        brain_cm2: count(&|i| enclosed[i] && BRAIN_HU.contains(&plane[i])),
         body_cm2: count(&|i| plane[i] > -500.0),
         blank: blank || plane.iter().any(|hu| !hu.is_finite()),
     }
@@ -120,6 +123,7 @@ mod tests {
     #[test]
     fn an_empty_skull_has_no_brain_and_an_open_ring_encloses_nothing() {
         assert!(head(-990.0, 0).brain_cm2 < 5.0);
+        assert!(head(2.0, 0).brain_cm2 < 5.0, "water");
         assert!(head(35.0, 20).enclosed_cm2 < 5.0);
     }
 }

@@ -201,8 +201,14 @@ impl Spool {
         // The folders themselves must survive a power cut before anything in them can.
         sync_folder(root).map_err(|source| SpoolError::Folder { path: root.into(), source })?;
         let next = AtomicU64::new(0);
-        let spool =
-            Spool { root: root.into(), limits, next, names: Mutex::default(), places: Mutex::default(), _lock: lock };
+        let spool = Spool {
+            root: root.into(),
+            limits,
+            next,
+            names: Mutex::default(),
+            places: Mutex::default(),
+            _lock: lock,
+        };
         spool.recover()?;
         Ok(spool)
     }
@@ -213,7 +219,8 @@ impl Spool {
         let entries = fs::read_dir(&incoming)
             .map_err(|source| SpoolError::Folder { path: incoming.clone(), source })?;
         for part in entries.flatten().map(|e| e.path()) {
-            let whole = noted_sha256(&part).filter(|noted| dataset::sha256(&part).is_ok_and(|is| is == *noted));
+            let whole =
+                noted_sha256(&part).filter(|noted| dataset::sha256(&part).is_ok_and(|is| is == *noted));
             let settled = whole.map(|sha256| {
                 let header = SliceHeader::read(&part).map_err(unreadable)?;
                 let is_image = crate::receive::syntax::IMAGES.contains(&header.sop_class.as_str());
@@ -262,15 +269,7 @@ impl Spool {
         let path = self.name().map_err(StoreError::Io)?;
         let mut file = File::create(&path).map_err(StoreError::Io)?;
         file.write_all(&file_meta(&meta)).map_err(StoreError::Io)?;
-        Ok(Incoming {
-            spool: self.clone(),
-            meta,
-            path,
-            file,
-            hash: Sha256::new(),
-            n_bytes: 0,
-            moved: false,
-        })
+        Ok(Incoming { spool: self.clone(), meta, path, file, hash: Sha256::new(), n_bytes: 0, moved: false })
     }
 
     /// A durable name in `incoming/`, of an empty file.

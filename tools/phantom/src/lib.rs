@@ -9,6 +9,7 @@
 #![warn(missing_docs)]
 
 pub mod anatomy;
+pub mod body;
 pub mod decoy;
 pub mod field;
 pub mod head;
@@ -21,5 +22,6 @@ pub mod study;
 pub mod volume;
 pub mod warp;
 
+pub use body::Body;
 pub use paint::{Kind, Side};
 pub use series::{Bleed, Instance, SeriesOptions, Syntax, study};

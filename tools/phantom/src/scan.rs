@@ -80,7 +80,7 @@ pub fn scan(head: &Head, o: &ScanOptions, seed: u64) -> Volume {
 }
 
 /// Adds noise with the texture of the kernel and rounds to whole Hounsfield units.
-fn finish(v: &mut Volume, hu: &mut [f32], o: &ScanOptions, seed: u64) {
+pub(crate) fn finish(v: &mut Volume, hu: &mut [f32], o: &ScanOptions, seed: u64) {
     let mut rng = Rng::new(seed).fork(2);
     let n = v.nx * v.ny;
     let (a, passes) = if o.bone_kernel {

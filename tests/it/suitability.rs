@@ -1,0 +1,162 @@
+//! What is no head, or none that can be read, gets its reason and never a score; what can be read says what is odd about
+//! it. Synthetic bodies, through the whole of `ichd analyze`.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use ichd_phantom::decoy::Decoy;
+use ichd_phantom::{Bleed, Body, Instance, SeriesOptions};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::peers::{analyze, key, model};
+
+fn on_disk(series: &[Instance]) -> (TempDir, Vec<PathBuf>) {
+    let dir = tempfile::tempdir().unwrap();
+    let of = |(i, instance): (usize, &Instance)| {
+        let path = dir.path().join(format!("{i:04}.dcm"));
+        std::fs::write(&path, instance.file_bytes().unwrap()).unwrap();
+        path
+    };
+    let files = series.iter().enumerate().map(of).collect();
+    (dir, files)
+}
+
+fn head(edit: impl FnOnce(&mut SeriesOptions)) -> Vec<Instance> {
+    let mut options = SeriesOptions::default();
+    options.scan.matrix = 128;
+    options.scan.slices = 24;
+    edit(&mut options);
+    ichd_phantom::study(7, Bleed::None, &options).unwrap()
+}
+
+/// The one line that `analyze` says of a series.
+fn line(series: &[Instance]) -> Value {
+    let (dir, _files) = on_disk(series);
+    let mut lines = analyze(&[dir.path()]);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    lines.remove(0)
+}
+
+#[test]
+fn a_body_that_is_no_head_is_told_by_its_pixels_whatever_its_tag_says() {
+    for body in Body::ALL {
+        let mut options = SeriesOptions { body_part: Some("HEAD".into()), ..SeriesOptions::default() };
+        options.scan.matrix = 256;
+        options.scan.slices = 16;
+        options.scan.field_mm = body.field_mm();
+        let volume = ichd_phantom::body::scan(body, &options.scan, 3);
+        let line = line(&ichd_phantom::series::series(&volume, 3, &options).unwrap());
+        let reason = if body == Body::WaterSkull { "no_brain_tissue" } else { "not_head" };
+        assert_eq!(
+            (&line["disposition"], &line["reason"]),
+            (&"not_analysed".into(), &reason.into()),
+            "{body:?}"
+        );
+    }
+}
+
+#[test]
+fn a_head_is_read_whatever_its_tag_says() {
+    for tag in [None, Some("CSPINE"), Some("ABDOMEN")] {
+        let line = line(&head(|o| o.body_part = tag.map(str::to_owned)));
+        assert_ne!(line["disposition"], "not_analysed", "{tag:?}: {line}");
+    }
+}
+
+#[test]
+fn what_cannot_be_judged_says_why() {
+    let reason = |series: &[Instance]| {
+        let line = line(series);
+        assert_eq!(line["disposition"], "not_analysed", "{line}");
+        line["reason"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(reason(&head(|o| o.scan.slices = 1)), "too_few_slices");
+    assert_eq!(reason(&head(|o| o.scan.slices = 7)), "too_few_slices");
+    assert_eq!(reason(&head(|o| (o.scan.slices, o.scan.step_mm) = (10, 14.0))), "too_thick");
+    let bone = |o: &mut SeriesOptions| (o.kernel, o.scan.bone_kernel) = ("H60s".into(), true);
+    assert_eq!(reason(&head(bone)), "bone_kernel");
+}
+
+#[test]
+fn what_is_odd_and_can_be_judged_is_flagged() {
+    let flagged = |series: &[Instance], flag: &str| {
+        let line = line(series);
+        assert_ne!(line["disposition"], "not_analysed", "{flag}: {line}");
+        assert!(line["flags"].as_array().unwrap().contains(&flag.into()), "{flag}: {}", line["flags"]);
+    };
+    let mut gaps = head(|_| ());
+    gaps.drain(9..11);
+    flagged(&gaps, "missing_slices");
+    flagged(&head(|o| o.scan.tilt_deg = 12.0), "tilted");
+    let edited = |series: Vec<Instance>, tag: [u8; 4], vr: &[u8; 2], value: &[u8]| -> Vec<Instance> {
+        let insert = |mut instance: Instance| {
+            insert_element(&mut instance.dataset_bytes, tag, vr, value);
+            instance
+        };
+        series.into_iter().map(insert).collect()
+    };
+    flagged(&edited(head(|_| ()), [0x28, 0, 0x10, 0x21], b"CS", b"01"), "lossy");
+    let agent = [0x18, 0, 0x10, 0];
+    flagged(&edited(head(|o| o.decoys = vec![Decoy::Contrast]), agent, b"LO", b"IOHEXOL "), "contrast");
+}
+
+/// Puts an element in its place, or in that of the one that is there, among the top-level ones of an explicit VR little endian data set.
+fn insert_element(data_set: &mut Vec<u8>, tag: [u8; 4], vr: &[u8; 2], value: &[u8]) {
+    let order = |t: &[u8]| (u16::from_le_bytes([t[0], t[1]]), u16::from_le_bytes([t[2], t[3]]));
+    let (mut at, mut end) = (0, 0);
+    while end + 8 <= data_set.len() && order(&data_set[end..]) <= order(&tag) {
+        at = end;
+        let long = matches!(&data_set[at + 4..at + 6], b"OB" | b"OW" | b"SQ" | b"UN" | b"UT");
+        let (head, length) = match long {
+            true => (12, u32::from_le_bytes(data_set[at + 8..at + 12].try_into().unwrap()) as usize),
+            false => (8, usize::from(u16::from_le_bytes([data_set[at + 6], data_set[at + 7]]))),
+        };
+        end = at + head + length;
+        if order(&data_set[at..]) < order(&tag) {
+            at = end;
+        }
+    }
+    let element = [&tag[..], vr, &(value.len() as u16).to_le_bytes(), value].concat();
+    data_set.splice(at..end, element);
+}
+
+/// The most memory that a reading may hold, MB, whatever comes.
+const PEAK_MB: f64 = 400.0;
+
+#[test]
+fn two_thousand_slices_are_read_in_bounded_memory_and_one_more_is_refused() {
+    let series = |slices: usize| {
+        on_disk(&head(|o| {
+            (o.scan.matrix, o.scan.slices) = (64, slices);
+            o.scan.step_mm = 160.0 / slices as f32;
+        }))
+    };
+    let (dir, _files) = series(2_000);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ichd"))
+        .args(["analyze", "--json", "--model"])
+        .arg(model())
+        .arg("--key")
+        .arg(key())
+        .arg(dir.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut peak_mb = 0.0;
+    while child.try_wait().unwrap().is_none() {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+        let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+        peak_mb = peak
+            .and_then(|p| p.split_whitespace().next()?.parse().ok())
+            .map_or(peak_mb, |kb: f64| kb / 1024.0);
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let output = child.wait_with_output().unwrap();
+    let line: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_ne!(line["disposition"], "not_analysed", "{}", line["reason"]);
+    assert_eq!(line["geometry"]["slices"], 2_000);
+    assert!(peak_mb > 1.0 && peak_mb <= PEAK_MB, "{peak_mb} MB");
+    eprintln!("2000 slices: peak RSS {peak_mb:.0} MB");
+    let (dir, _files) = series(2_001);
+    assert_eq!(analyze(&[dir.path()])[0]["reason"], "too_many_slices");
+}
