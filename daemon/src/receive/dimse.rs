@@ -54,7 +54,7 @@ impl Status {
 
 /// Every status we answer with: name, to what, when.
 pub const STATUSES: [(Status, &str, &str, &str); 12] = [
-    (Status::SUCCESS, "Success", "everything", "done; of a C-STORE: file and directory are synced"),
+    (Status::SUCCESS, "Success", "everything", "done; of a C-STORE: synced to disk"),
     (
         Status::PROCESSING_FAILURE,
         "Processing Failure",
