@@ -42,7 +42,8 @@ pub async fn receiver(dir: &Path) -> Result<(), String> {
     let (_shutdown, watched) = watch::channel(false);
     let pulse = Pulses::new(clock::now()).register("receive");
     let events = Events::new(events, RescanWanted::default());
-    receive::serve(Doors { plain, tls: None }, config, spool, None, events, pulse, watched).await;
+    let (auditor, _minutes) = ichd::evidence::auditor::new(false);
+    receive::serve(Doors { plain, tls: None }, config, spool, None, events, auditor, pulse, watched).await;
     Ok(())
 }
 
