@@ -1,8 +1,28 @@
 """Exact preprocessing of the manifest: clip, area resize of the central field, windows, neighbour channels."""
 
+from dataclasses import dataclass, field
+
 import numpy as np
 
 from . import CLIP_HU, FIELD_MM, MEAN, OUTSIDE_HU, SIZE_PX, STD, WINDOWS
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a package's manifest says of its input and its graphs; the defaults are those of the networks trained here."""
+
+    size_px: int = SIZE_PX
+    field_mm: float = FIELD_MM
+    mean: float = MEAN
+    std: float = STD
+    windows: dict = field(default_factory=lambda: WINDOWS)
+    neighbours: tuple = ("prev", "self", "next")
+    features: int = 256
+    map_px: int = SIZE_PX // 8
+
+    def names(self) -> list[str]:
+        """`input.channels` of the manifest, in order."""
+        return [f"{n}:{w}" for n in self.neighbours for w in self.windows]
 
 
 def area_weights(n_in: int, spacing_mm: float, size_px: int = SIZE_PX, field_mm: float = FIELD_MM) -> np.ndarray:
@@ -23,16 +43,17 @@ def resize(hu: np.ndarray, row_mm: float, column_mm: float, size_px: int = SIZE_
     return wy @ inside @ wx.T + OUTSIDE_HU
 
 
-def window(hu, level: float, width: float):
+def window(hu, level: float, width: float, mean: float = MEAN, std: float = STD):
     """HU -> normalised channel; works on numpy arrays and torch tensors."""
-    return (((hu - (level - width / 2)) / width).clip(0.0, 1.0) - MEAN) / STD
+    return (((hu - (level - width / 2)) / width).clip(0.0, 1.0) - mean) / std
 
 
-def channels(planes: np.ndarray) -> np.ndarray:
-    """[T, S, S] HU -> [T, 9, S, S]: previous, self, next in three windows; edges use themselves."""
+def channels(planes: np.ndarray, recipe: Recipe = Recipe()) -> np.ndarray:
+    """[T, S, S] HU -> [T, C, S, S]: the neighbours in their windows; edges use themselves."""
     t = np.arange(len(planes))
-    neighbours = [np.maximum(t - 1, 0), t, np.minimum(t + 1, len(planes) - 1)]
-    return np.stack([window(planes[n], *w) for n in neighbours for w in WINDOWS.values()], axis=1).astype(np.float32)
+    which = {"prev": np.maximum(t - 1, 0), "self": t, "next": np.minimum(t + 1, len(planes) - 1)}
+    stack = [window(planes[which[n]], *w, recipe.mean, recipe.std) for n in recipe.neighbours for w in recipe.windows.values()]
+    return np.stack(stack, axis=1).astype(np.float32)
 
 
 def step_meta(z_mm: np.ndarray) -> np.ndarray:
