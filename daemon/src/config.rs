@@ -13,6 +13,7 @@ use crate::alert::ladder;
 use crate::dicom::AeTitle;
 use crate::ledger::alerts::{Policy, Shift};
 use crate::report::Kind;
+use crate::update::gate::Window;
 
 /// The whole configuration.
 #[derive(Debug, Clone, Deserialize)]
@@ -61,6 +62,9 @@ pub struct Config {
     /// The station page.
     #[serde(default)]
     pub station: Station,
+    /// Bundles.
+    #[serde(default)]
+    pub update: Update,
 }
 
 /// What surfaces may say (design section 8).
@@ -583,6 +587,49 @@ fn is_level(s: &str) -> bool {
         && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
+/// Bundles; read by `ichd update`, not by the daemon.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Update {
+    /// Where bundles come from: an https address, or a folder such as an update stick's mount point.
+    pub source: Option<String>,
+    /// Maintenance window, `HH:MM-HH:MM` in UTC; absent means any time at which nobody waits.
+    pub window_utc: Option<String>,
+    /// Root's own directory, on the partition that both slots see.
+    pub directory: PathBuf,
+}
+
+impl Default for Update {
+    fn default() -> Self {
+        Update { source: None, window_utc: None, directory: "/var/lib/ichd-update".into() }
+    }
+}
+
+impl Update {
+    /// The window; validated when the configuration was read.
+    pub fn window(&self) -> Option<Window> {
+        self.window_utc.as_deref().and_then(Window::parse)
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        let bad = |key, problem: &str, mend: &str| {
+            Err(ConfigError::Value { key, problem: problem.into(), mend: mend.into() })
+        };
+        if self.window_utc.is_some() && self.window().is_none() {
+            return bad(
+                "update.window-utc",
+                "is no part of the day",
+                "write HH:MM-HH:MM, such as 01:00-04:00",
+            );
+        }
+        let plain = |s: &str| s.starts_with('/') || s.starts_with("https://");
+        if self.source.as_deref().is_some_and(|s| !plain(s)) {
+            return bad("update.source", "is neither a path nor https", "write /media/usb or https://...");
+        }
+        Ok(())
+    }
+}
+
 /// Why a configuration cannot be used; exit code 78.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -817,6 +864,7 @@ impl Config {
             return bad("proof.interval-s", "is too short", "use at least 60, or 0 for on demand only");
         }
         self.chain_policy()?;
+        self.update.validate()?;
         self.station.validate()
     }
 

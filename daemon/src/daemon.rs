@@ -20,7 +20,7 @@ use crate::privacy::{Privacy, PrivacyError};
 use crate::spool::{Spool, SpoolError, SpoolLimits};
 use crate::tls::{Server, TlsError};
 use crate::{
-    alert, assemble, atna, clock, commit, control, decide, evidence, proof, receive, report, station,
+    alert, assemble, atna, clock, commit, control, decide, evidence, proof, receive, report, station, update,
 };
 
 /// Where the daemon listens, once it does.
@@ -160,6 +160,7 @@ pub async fn run(
             .map_err(RunError::Tls)?;
     let stations = publisher.stations();
     let links = publisher.spawn(wake.clone(), pulses.register("alert"), shutdown.clone());
+    links.status.send_modify(|status| status.slot = update::booted_slot());
     let reports = report::spawn(
         config.report.clone(),
         report::Wiring {
@@ -244,7 +245,7 @@ pub async fn run(
     let control = control::Control {
         ledger: ledger.clone(),
         stations: stations.clone(),
-        status: links.status.subscribe(),
+        status: links.status.clone(),
         heartbeat: links.heartbeat.subscribe(),
         proof_wanted,
         wake,

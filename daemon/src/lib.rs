@@ -40,6 +40,7 @@ pub mod control;
 pub mod health;
 pub mod station;
 pub mod tls;
+pub mod update;
 
 pub mod cli;
 pub mod daemon;

@@ -27,4 +27,5 @@ mod storm;
 mod suitability;
 mod testdata;
 mod tls;
+mod update;
 mod wire;

@@ -354,6 +354,50 @@ pub struct Status {
     pub model: Option<ModelId>,
     /// Why it is not ready.
     pub reasons: Vec<String>,
+    /// What an update is doing or has done since this start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update: Option<Update>,
+}
+
+/// How far an update is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UpdatePhase {
+    /// It waits; the reasons say for what.
+    Deferred,
+    /// The other slot is being written.
+    Installing,
+    /// It could not be written; the running slot is untouched.
+    NotInstalled,
+    /// Written; boots next.
+    Installed,
+    /// It has booted and proved itself.
+    Good,
+    /// It has not; the old slot runs or takes over.
+    Failed,
+}
+
+/// An update, as `ichd update` tells the daemon and the status tells everybody.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Update {
+    /// How far it is.
+    pub phase: UpdatePhase,
+    /// Version of the bundle.
+    #[serde(default)]
+    pub version: Option<String>,
+    /// While it is written, 0 to 100.
+    #[serde(default)]
+    pub percent: Option<u8>,
+    /// For people: what it waits for, or why it failed.
+    #[serde(default)]
+    pub reasons: Vec<String>,
+}
+
+impl Update {
+    /// A phase of which nothing more is known.
+    pub fn new(phase: UpdatePhase) -> Self {
+        Update { phase, version: None, percent: None, reasons: vec![] }
+    }
 }
 
 /// `ichd.heartbeat/1`: liveness of the pipeline, not of the socket.

@@ -137,6 +137,7 @@ impl Publisher {
             slot: None,
             model: Some(self.model.clone()),
             reasons: vec![],
+            update: None,
         };
         let unreachable = Link { connected: false, reasons: vec!["broker_unreachable".into()] };
         let (link_tx, link) = watch::channel(unreachable);

@@ -13,6 +13,7 @@ mod replay;
 mod run;
 mod sheet;
 mod status;
+mod update;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -62,6 +63,8 @@ enum Command {
     Export(export::Args),
     /// Reads stored series again and says whether the verdict is the ledger's, byte for byte.
     Replay(replay::Args),
+    /// Image bundles through RAUC: status, install, mark-good.
+    Update(update::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -127,6 +130,7 @@ pub fn main() -> ExitCode {
         Command::Audit(args) => audit::audit(&args),
         Command::Export(args) => export::export(&args),
         Command::Replay(args) => replay::replay(&args),
+        Command::Update(args) => update::update(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

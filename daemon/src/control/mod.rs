@@ -13,7 +13,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::alert::document::{Heartbeat, Status};
+use crate::alert::document::{Heartbeat, Status, Update};
 use crate::alert::stations::{StationView, Stations};
 use crate::ledger::alerts::Silence;
 use crate::ledger::proofs::Proof;
@@ -47,6 +47,11 @@ pub enum Request {
     EndSilences {
         /// Who asks.
         author: String,
+    },
+    /// `ichd update` says how far it is.
+    Update {
+        /// What everybody may know of it.
+        update: Update,
     },
 }
 
@@ -90,7 +95,7 @@ pub struct Control {
     /// Who listens.
     pub stations: Stations,
     /// The retained status document.
-    pub status: watch::Receiver<Status>,
+    pub status: watch::Sender<Status>,
     /// The last heartbeat.
     pub heartbeat: watch::Receiver<Heartbeat>,
     /// To the prover.
@@ -191,6 +196,12 @@ impl Control {
                 self.wake.notify_one();
                 Ok(Answer::default())
             }
+            Request::Update { update } => {
+                tokio::task::block_in_place(|| self.ledger.note_update(&update)).map_err(said)?;
+                self.status.send_modify(|status| status.update = Some(update));
+                self.wake.notify_one();
+                Ok(Answer::default())
+            }
         }
     }
 
@@ -207,10 +218,17 @@ impl Control {
     }
 }
 
-/// Asks a running daemon; blocks.
+/// Asks a running daemon; blocks until it has answered.
 pub fn ask(state_directory: &Path, request: &Request) -> io::Result<Answer> {
+    ask_within(state_directory, request, None)
+}
+
+/// Asks a running daemon; blocks no longer than `limit`.
+pub fn ask_within(state_directory: &Path, request: &Request, limit: Option<Duration>) -> io::Result<Answer> {
     use std::io::{BufRead, Write};
     let mut stream = std::os::unix::net::UnixStream::connect(path(state_directory))?;
+    stream.set_read_timeout(limit)?;
+    stream.set_write_timeout(limit)?;
     let mut line = serde_json::to_string(request).map_err(io::Error::other)?;
     line.push('\n');
     stream.write_all(line.as_bytes())?;

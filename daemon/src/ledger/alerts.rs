@@ -790,7 +790,7 @@ impl Ledger {
         self.change(|tx| self.clear_technical(tx, code, text))
     }
 
-    fn set_technical(&self, tx: &Transaction, code: &str, text: &str) -> Result<(), LedgerError> {
+    pub(super) fn set_technical(&self, tx: &Transaction, code: &str, text: &str) -> Result<(), LedgerError> {
         let subject = format!("technical:{code}");
         if let Some(old) = stored(tx, &subject)? {
             if old.document.state.is_open() {
@@ -809,7 +809,12 @@ impl Ledger {
         self.revise(tx, &mut alert, "alert_raised", true, true)
     }
 
-    fn clear_technical(&self, tx: &Transaction, code: &str, text: &str) -> Result<(), LedgerError> {
+    pub(super) fn clear_technical(
+        &self,
+        tx: &Transaction,
+        code: &str,
+        text: &str,
+    ) -> Result<(), LedgerError> {
         let Some(mut alert) = stored(tx, &format!("technical:{code}"))? else { return Ok(()) };
         if !alert.document.state.is_open() {
             return Ok(());

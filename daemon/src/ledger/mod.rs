@@ -14,6 +14,7 @@ pub mod reports;
 pub mod retention;
 mod schema;
 mod time;
+pub mod update;
 
 pub use commitments::CommitmentRow;
 
