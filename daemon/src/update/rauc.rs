@@ -24,7 +24,7 @@ pub enum RaucError {
     #[error("failed to reach RAUC on the system bus; is rauc.service running?")]
     Reach(#[source] zbus::Error),
     /// A call was refused; RAUC's own words.
-    #[error("RAUC refused to {doing}: {words}")]
+    #[error("RAUC refused to {doing}: {words} (`journalctl -u rauc` says more)")]
     Refused {
         /// What was asked.
         doing: &'static str,
@@ -180,11 +180,6 @@ impl Rauc {
         // Listening begins before asking: an installation may fail at once.
         let mut completed = self.proxy.receive_signal("Completed").await.map_err(RaucError::Reach)?;
         let mut owner = self.proxy.receive_owner_changed().await.map_err(RaucError::Reach)?;
-        // The stream begins with the owner that is there.
-        let present = tokio::time::timeout(ANSWER, owner.next()).await.ok().flatten().flatten();
-        if present.is_none() {
-            return Err(RaucError::Silent("install"));
-        }
         let arguments = (source, HashMap::<&str, Value>::new());
         self.call::<()>("install", "InstallBundle", &arguments).await?;
         let mut last = None;
@@ -199,7 +194,8 @@ impl Rauc {
                     let words: String = self.property("LastError").await.unwrap_or_default();
                     return Err(RaucError::Failed(one_line(&words)));
                 }
-                _ = owner.next() => return Err(RaucError::Lost),
+                // It may tell of the owner that is there first.
+                Some(None) = owner.next() => return Err(RaucError::Lost),
                 () = tokio::time::sleep(LOOK) => {
                     let now: (i32, String, i32) = self.property("Progress").await?;
                     let now = Progress { percent: now.0, step: one_line(&now.1) };
