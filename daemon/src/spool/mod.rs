@@ -695,7 +695,7 @@ pub(crate) mod tests {
         let spool = Arc::new(Spool::open(dir.path(), LIMITS).unwrap());
         let first = stored(&spool);
         let other = FileMeta { is_image: false, ..meta(&p) };
-        assert!(matches!(store(&spool, other, &p.dataset_bytes).unwrap(), Stored::Aside));
+        assert!(matches!(store(&spool, other, &p.dataset_bytes).unwrap(), Stored::Aside(_)));
         drop(spool);
         let part = |n: u32| dir.path().join(format!("incoming/{n}.part"));
         let bytes = fs::read(&first.path).unwrap();
