@@ -65,6 +65,9 @@ pub struct Config {
     /// Bundles.
     #[serde(default)]
     pub update: Update,
+    /// Model packages apart from the image.
+    #[serde(default)]
+    pub models: Models,
 }
 
 /// What surfaces may say (design section 8).
@@ -587,6 +590,48 @@ fn is_level(s: &str) -> bool {
         && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
+/// Model packages apart from the image, and when one in shadow may take over by itself.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Models {
+    /// Root's own directory, on the partition that both slots see.
+    pub directory: PathBuf,
+    /// Who promotes a model in shadow.
+    pub promotion: Promotion,
+    /// Series that both models have read.
+    pub series_min: u64,
+    /// Share of series with the same answer.
+    pub agreement_min: f64,
+    /// Findings of the current model that the one in shadow would have kept silent about.
+    pub missed_max: u64,
+    /// Mean reading time on one thread, ms.
+    pub read_ms_max: u64,
+}
+
+/// Who promotes a model in shadow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Promotion {
+    /// A person, with `ichd model promote`.
+    #[default]
+    Person,
+    /// `ichd model promote --by-rule`, once nothing speaks against it any more.
+    Rule,
+}
+
+impl Default for Models {
+    fn default() -> Self {
+        Models {
+            directory: "/var/lib/ichd-models".into(),
+            promotion: Promotion::Person,
+            series_min: 200,
+            agreement_min: 0.98,
+            missed_max: 0,
+            read_ms_max: 60_000,
+        }
+    }
+}
+
 /// Bundles; read by `ichd update`, not by the daemon.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
@@ -865,6 +910,13 @@ impl Config {
         }
         self.chain_policy()?;
         self.update.validate()?;
+        if !(0.5..=1.0).contains(&self.models.agreement_min) || self.models.series_min == 0 {
+            return bad(
+                "models",
+                "has a rule that any model would pass",
+                "use series-min >= 1 and agreement-min from 0.5 to 1.0",
+            );
+        }
         self.station.validate()
     }
 

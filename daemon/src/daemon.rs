@@ -14,8 +14,9 @@ use crate::alert::publisher;
 use crate::commit::Commitments;
 use crate::config::{self, Config};
 use crate::health::{self, Pulses};
-use crate::infer::{self, ModelError, Reader};
+use crate::infer::{self, ModelError, Shadow};
 use crate::ledger::{Ledger, LedgerError};
+use crate::models::Current;
 use crate::privacy::{Privacy, PrivacyError};
 use crate::spool::{Spool, SpoolError, SpoolLimits};
 use crate::tls::{Server, TlsError};
@@ -103,7 +104,8 @@ pub async fn run(
     let started = clock::now();
     let mut pulses = Pulses::new(started);
     let infer_pulse = pulses.register("infer");
-    let reader = Reader::load(&config.infer).map_err(RunError::Model)?.beating(infer_pulse.clone());
+    let Current { reader, refused } = Current::load(&config).map_err(RunError::Model)?;
+    let reader = reader.beating(infer_pulse.clone());
     let reader = Arc::new(reader);
     let limits = SpoolLimits {
         free_bytes_min: config.receive.free_bytes_min,
@@ -124,6 +126,13 @@ pub async fn run(
     if let Some(atna) = &config.atna {
         atna.files().client_config().map_err(RunError::Atna)?;
     }
+    match &refused {
+        Some(why) => ledger.raise_technical("model_refused", why),
+        None => ledger.resolve_technical("model_refused", "the current model package is in use"),
+    }
+    .map_err(RunError::Ledger)?;
+    let shadow = Current::shadow(&config).map(|reader| Shadow::spawn(reader, ledger.clone()));
+    let shadow = shadow.transpose().map_err(RunError::Thread)?;
     let privacy = Privacy::load(&config.privacy).map_err(RunError::Privacy)?;
     let already_read = ledger.already_read().map_err(RunError::Ledger)?;
 
@@ -188,6 +197,7 @@ pub async fn run(
         slices_max: config.assemble.slices_max,
         hysteresis: config.alert.hysteresis,
         field_mm: reader.field_mm(),
+        shadow,
         pulse: pulses.register("decide"),
     }));
     let (events_tx, events) = mpsc::channel(EVENTS_MAX);

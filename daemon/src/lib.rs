@@ -38,6 +38,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod health;
+pub mod models;
 pub mod station;
 pub mod tls;
 pub mod update;

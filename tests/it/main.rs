@@ -15,6 +15,7 @@ mod enhanced;
 mod enrolment;
 mod evidence;
 mod host;
+mod models;
 mod night;
 mod peers;
 mod privacy;

@@ -1,7 +1,7 @@
 //! `ichd check`: everything that can be wrong before the first patient, said before the first patient.
 
 use super::{ConfigFile, Failure};
-use crate::infer::Reader;
+use crate::models::Current;
 
 /// Arguments of `ichd check`.
 #[derive(Debug, clap::Args)]
@@ -16,7 +16,7 @@ pub struct Args {
 /// Validates configuration, model package (signature, hashes, golden scores), certificates and state directory.
 pub fn check(args: &Args) -> Result<(), Failure> {
     let config = args.config.load()?;
-    let reader = Reader::load(&config.infer).map_err(|e| Failure::config(&e))?;
+    let Current { reader, refused } = Current::load(&config).map_err(|e| Failure::config(&e))?;
     crate::privacy::Privacy::load(&config.privacy).map_err(|e| Failure::config(&e))?;
     let model = reader.model();
     if let Some(tls) = &config.alert.tls {
@@ -49,6 +49,7 @@ pub fn check(args: &Args) -> Result<(), Failure> {
     if config.receive.calling_ae_titles.is_empty() {
         warnings.push("receive.calling-ae-titles is empty: nobody is admitted");
     }
+    warnings.extend(refused.as_deref());
     let certificates = config.certificates();
     let expiry = crate::tls::expiry_reason(certificates.iter().map(|p| p.as_path()), crate::clock::wall_ms());
     warnings.extend(expiry.as_deref());

@@ -8,6 +8,7 @@ mod enrol;
 mod export;
 mod journal;
 mod ledger;
+mod model;
 mod records;
 mod replay;
 mod run;
@@ -63,9 +64,14 @@ enum Command {
     Export(export::Args),
     /// Reads stored series again and says whether the verdict is the ledger's, byte for byte.
     Replay(replay::Args),
+    /// Model packages: verify, install, shadow, promote, rollback, list.
+    Model(model::Args),
     /// Image bundles through RAUC: status, install, mark-good.
     Update(update::Args),
 }
+
+/// Deferred or not proven yet: ask again (EX_TEMPFAIL).
+const LATER: u8 = 75;
 
 #[derive(Debug, clap::Args)]
 struct ConfigFile {
@@ -130,6 +136,7 @@ pub fn main() -> ExitCode {
         Command::Audit(args) => audit::audit(&args),
         Command::Export(args) => export::export(&args),
         Command::Replay(args) => replay::replay(&args),
+        Command::Model(args) => model::model(&args),
         Command::Update(args) => update::update(&args),
     };
     match result {

@@ -14,6 +14,7 @@ use crate::decide::{Stage, Why, decide, driver, suitability};
 use crate::dicom::{SeriesUid, StudyUid};
 use crate::infer::{Reader, Reading, SeriesCache};
 use crate::ledger::{SeriesRow, evidence};
+use crate::models::Current;
 use crate::{chain, spool};
 
 /// Arguments of `ichd replay`.
@@ -48,7 +49,7 @@ pub fn replay(args: &Args) -> Result<(), Failure> {
     if rows.is_empty() {
         return Err(Failure::failed(format!("the ledger holds nothing under `{}`", args.id)));
     }
-    let reader = Reader::load(&config.infer).map_err(|e| Failure::config(&e))?;
+    let reader = Current::load(&config).map_err(|e| Failure::config(&e))?.reader;
     let mut n_different = 0;
     for row in &rows {
         let verdict = again(row, &config, &reader);

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{ConfigFile, Failure, journal, json};
+use super::{ConfigFile, Failure, LATER, journal, json};
 use crate::update::gate::{Hold, Insist, Refusal};
 use crate::update::{self, Event, Marked, Outcome, Plan, UpdateError};
 
@@ -70,9 +70,6 @@ struct Install {
     #[arg(long)]
     reboot: bool,
 }
-
-/// Deferred or unproven: ask again (EX_TEMPFAIL).
-const LATER: u8 = 75;
 
 /// Runs a verb.
 pub fn update(args: &Args) -> Result<(), Failure> {

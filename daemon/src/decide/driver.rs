@@ -17,7 +17,7 @@ use crate::dicom::SeriesUid;
 use crate::evidence::counts;
 use crate::health::Pulse;
 use crate::infer::driver::{Job, Jobs, Outcome};
-use crate::infer::{ReadError, Timings};
+use crate::infer::{ReadError, Shadow, Timings};
 use crate::ledger::{Ledger, Record};
 use crate::privacy::Privacy;
 use crate::report::Lesion;
@@ -52,6 +52,8 @@ pub struct Wiring {
     pub hysteresis: f32,
     /// Side of the square that lesion maps cover, mm.
     pub field_mm: f64,
+    /// A model that reads along, if there is one.
+    pub shadow: Option<Shadow>,
     /// Beats at least once a second.
     pub pulse: Pulse,
 }
@@ -94,6 +96,9 @@ pub async fn run(wiring: Wiring) {
             () = tick => judge.record_again().await,
         }
         judge.feed_reader();
+        if let Some(shadow) = &judge.wiring.shadow {
+            shadow.reader_has(judge.reading + judge.waiting.len());
+        }
     }
 }
 
@@ -101,6 +106,9 @@ impl Judge {
     async fn on_action(&mut self, action: Action) {
         match action {
             Action::Arriving(volume) => {
+                if let Some(shadow) = &self.wiring.shadow {
+                    shadow.series_arrives();
+                }
                 if self.may_read(&volume) {
                     // Reading ahead is a favour; a full queue just means the reader is busy with complete series.
                     let _ = self.wiring.jobs.try_send(Job::Arriving(volume));
@@ -243,6 +251,11 @@ impl Judge {
         }
         if verdict.stage == Stage::Provisional {
             return;
+        }
+        if let Some(shadow) = &self.wiring.shadow
+            && !blocking(|| ledger.is_proof(verdict.study.as_str()))
+        {
+            shadow.offer(volume, verdict, timings);
         }
         if let Some(last_ms) = record.arrival.last_ms {
             counts::final_verdict(record.decided_wall_ms.saturating_sub(last_ms));

@@ -10,6 +10,7 @@ pub mod manifest;
 pub mod package;
 pub mod preprocess;
 pub mod reader;
+mod shadow;
 pub mod tissue;
 
 #[cfg(test)]
@@ -19,6 +20,7 @@ pub use cache::SeriesCache;
 pub use golden::Golden;
 pub use package::ModelError;
 pub use reader::{ReadError, Reader};
+pub use shadow::Shadow;
 
 use std::sync::Arc;
 

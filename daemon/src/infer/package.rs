@@ -168,7 +168,7 @@ pub(crate) mod tests {
             forged
         }
 
-        fn path(&self) -> &Path {
+        pub(crate) fn path(&self) -> &Path {
             self.dir.path()
         }
 

@@ -13,6 +13,7 @@ pub mod records;
 pub mod reports;
 pub mod retention;
 mod schema;
+pub mod shadow;
 mod time;
 pub mod update;
 

@@ -75,4 +75,5 @@ CREATE TABLE atna (seq INTEGER PRIMARY KEY AUTOINCREMENT, message TEXT NOT NULL)
     super::commitments::MIGRATION,
     super::alerts::MIGRATION,
     super::evidence::MIGRATION,
+    super::shadow::MIGRATION,
 ];
