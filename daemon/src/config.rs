@@ -42,6 +42,9 @@ pub struct Config {
     /// Results to the PACS.
     #[serde(default)]
     pub report: Report,
+    /// Images to further nodes; off without a rule.
+    #[serde(default)]
+    pub forward: Vec<crate::forward::Rule>,
     /// Who is told when.
     #[serde(default)]
     pub escalation: Escalation,
@@ -827,6 +830,18 @@ impl Config {
         if self.report.destination.iter().any(|d| port(d).is_none_or(|port| port == 0)) {
             return bad("report.destination.address", "names no port", "write it as \"10.1.2.3:104\"");
         }
+        for rule in &self.forward {
+            let port = rule.address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+            if port.is_none_or(|port| port == 0) {
+                return bad("forward.address", "names no port", "write it as \"10.1.2.3:104\"");
+            }
+            if rule.tls && self.receive.tls.is_none() {
+                return bad("forward.tls", "needs certificates", "add [receive.tls]");
+            }
+            if self.forward.iter().filter(|other| other.name() == rule.name()).count() > 1 {
+                return bad("forward", "names a node twice", "put both rules into one");
+            }
+        }
         if self.receive.tls.is_none() && self.report.destination.iter().any(|d| d.tls) {
             return bad("report.destination.tls", "needs certificates", "add [receive.tls]");
         }
@@ -1044,6 +1059,17 @@ mod tests {
         assert!(check(tls).unwrap_err().contains("add [receive.tls]"));
         let kind = "[[report.destination]]\nae-title = \"PACS\"\naddress = \"h:104\"\nobjects = [\"sr\"]\n";
         assert!(check(kind).unwrap_err().contains("report"));
+    }
+
+    #[test]
+    fn nothing_is_forwarded_unless_a_rule_says_so() {
+        assert!(Config::parse(SITE).unwrap().forward.is_empty());
+        let rule = "[[forward]]\nae-title = \"ARCHIVE\"\naddress = \"archive:104\"\n";
+        check(rule).unwrap();
+        assert!(check(&rule.replace(":104", "")).unwrap_err().contains("forward.address"));
+        assert!(check(&format!("{rule}tls = true\n")).unwrap_err().contains("add [receive.tls]"));
+        assert!(check(&format!("{rule}{rule}")).unwrap_err().contains("twice"));
+        assert!(check(&format!("{rule}dispositions = [\"positive\"]\n")).is_err());
     }
 
     #[test]

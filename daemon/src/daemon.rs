@@ -21,7 +21,8 @@ use crate::privacy::{Privacy, PrivacyError};
 use crate::spool::{Spool, SpoolError, SpoolLimits};
 use crate::tls::{Server, TlsError};
 use crate::{
-    alert, assemble, atna, clock, commit, control, decide, evidence, proof, receive, report, station, update,
+    alert, assemble, atna, clock, commit, control, decide, evidence, forward, proof, receive, report, station,
+    update,
 };
 
 /// Where the daemon listens, once it does.
@@ -121,7 +122,10 @@ pub async fn run(
         clock::boot_id(),
     )
     .map_err(RunError::Ledger)?;
-    let ledger = ledger.reporting(report::subscription(&config.report)).auditing(config.audit_source());
+    let ledger = ledger
+        .reporting(report::subscription(&config.report))
+        .auditing(config.audit_source())
+        .forwarding(config.forward.clone());
     let ledger = Arc::new(ledger);
     if let Some(atna) = &config.atna {
         atna.files().client_config().map_err(RunError::Atna)?;
@@ -175,6 +179,17 @@ pub async fn run(
         report::Wiring {
             ledger: ledger.clone(),
             spool_directory: spool_dir,
+            calling: config.receive.ae_title.clone(),
+            tls: config.receive.tls.as_ref().map(|tls| tls.files()),
+            shutdown: shutdown.clone(),
+        },
+    );
+
+    let forwards = forward::spawn(
+        config.forward.clone(),
+        forward::Wiring {
+            ledger: ledger.clone(),
+            spool: spool.clone(),
             calling: config.receive.ae_title.clone(),
             tls: config.receive.tls.as_ref().map(|tls| tls.files()),
             shutdown: shutdown.clone(),
@@ -325,6 +340,7 @@ pub async fn run(
         ("control", control),
         ("alert", links.task),
         ("report", reports),
+        ("forward", forwards),
         ("retention", retention),
         ("evidence", evidence),
     ];

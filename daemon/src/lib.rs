@@ -26,6 +26,8 @@ pub mod decide;
 pub mod privacy;
 
 pub mod alert;
+pub mod deliver;
+pub mod forward;
 pub mod ledger;
 pub mod report;
 

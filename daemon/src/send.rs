@@ -14,6 +14,7 @@ use dicom_ul::pdu::{RequestorRoles, UserVariableItem};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 
+use crate::deliver::Failure;
 use crate::dicom::{AeTitle, dataset};
 use crate::receive::dimse::{self, COMMAND_BYTES_MAX, Status};
 use crate::receive::negotiate::{self, Context};
@@ -79,6 +80,12 @@ pub enum SendError {
     /// The file could not be read.
     #[error("the stored instance cannot be read")]
     Unreadable,
+}
+
+impl From<SendError> for Failure {
+    fn from(error: SendError) -> Self {
+        Failure { reason: error.to_string(), is_outage: error.is_outage() }
+    }
 }
 
 impl SendError {

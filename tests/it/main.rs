@@ -14,6 +14,7 @@ mod disk;
 mod enhanced;
 mod enrolment;
 mod evidence;
+mod forward;
 mod host;
 mod models;
 mod night;

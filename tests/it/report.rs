@@ -14,7 +14,7 @@ use crate::tls::Authority;
 pub struct Pacs {
     pub port: u16,
     dir: TempDir,
-    more: Vec<String>,
+    pub more: Vec<String>,
     child: Option<Child>,
 }
 

@@ -146,9 +146,19 @@ impl Wiring {
         gauge("ichd_open_alerts", "Alerts that wait for a person.", ledger.open_alert_count().ok());
         let age_s = ledger.last_decided_age_ms().map(|ms| ms / 1000);
         gauge("ichd_last_verdict_age_seconds", "Time since the last verdict.", age_s);
+        let waiting = ledger.is_audited().then(|| ledger.atna_depth().ok()).flatten();
+        gauge("ichd_atna_waiting", "Audit messages that wait for the repository.", waiting);
         page.family("ichd_reports", "gauge", "Reports to the PACS by destination and state.");
         for (destination, state, n) in ledger.report_counts().unwrap_or_default() {
             page.sample("ichd_reports", &[("destination", &destination), ("state", &state)], n as f64);
+        }
+        page.family(
+            "ichd_forwards",
+            "gauge",
+            "Series and set-aside instances to further nodes by destination and state.",
+        );
+        for (destination, state, n) in ledger.forward_counts().unwrap_or_default() {
+            page.sample("ichd_forwards", &[("destination", &destination), ("state", &state)], n as f64);
         }
     }
 }

@@ -8,6 +8,7 @@ mod atna;
 pub mod audit;
 mod commitments;
 pub mod evidence;
+pub mod forwards;
 pub mod proofs;
 pub mod records;
 pub mod reports;
@@ -18,6 +19,7 @@ mod time;
 pub mod update;
 
 pub use commitments::CommitmentRow;
+pub use reports::Settled;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -190,6 +192,8 @@ pub struct Ledger {
     boot: u64,
     boot_id: String,
     subscription: reports::Subscription,
+    /// Who gets the images.
+    forward_rules: Vec<crate::forward::Rule>,
     /// Who reports to the audit record repository, where there is one.
     audit_source: Option<crate::atna::Source>,
 }
@@ -232,6 +236,7 @@ impl Ledger {
             boot,
             boot_id,
             subscription: reports::Subscription::default(),
+            forward_rules: Vec::new(),
             audit_source: None,
         })
     }
@@ -335,6 +340,7 @@ impl Ledger {
         let test = is_proof(&tx, verdict.study.as_str())?;
         if !test {
             reports::queue(&tx, &self.subscription, verdict, record)?;
+            forwards::queue(&tx, &self.forward_rules, verdict, record, &study_ref)?;
         }
         let alert = self.write_alert(&tx, verdict, record, &study_ref)?;
         if verdict.stage == Stage::Final {

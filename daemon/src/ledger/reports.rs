@@ -37,17 +37,18 @@ pub struct ReportRow {
     pub predecessor_sha256: Option<String>,
 }
 
-/// How a report ended.
+/// How something that waited ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settled {
-    /// The destination has every object.
+    /// The destination has all of it.
     Delivered,
     /// It never took it, or is no destination any more.
     GivenUp,
 }
 
 impl Settled {
-    fn as_str(self) -> &'static str {
+    /// Name of the state.
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Settled::Delivered => "delivered",
             Settled::GivenUp => "given_up",

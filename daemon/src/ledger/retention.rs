@@ -1,6 +1,6 @@
 //! What may leave the spool. A row stays for good and says when its instances were purged.
 
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+use rusqlite::{TransactionBehavior, params};
 
 use super::{Ledger, LedgerError, doing, integer};
 
@@ -19,10 +19,11 @@ pub struct Judged {
     pub late: Option<i64>,
 }
 
-/// An alert that still wants somebody, a report on its way: the series stays.
+/// An alert that still wants somebody, a report or the series itself on its way: it stays.
 const OPEN: &str = "EXISTS (SELECT 1 FROM alerts AS a WHERE a.study_uid = s.study_uid
                         AND a.state NOT IN ('resolved', 'withdrawn', 'expired'))
-                    OR EXISTS (SELECT 1 FROM reports AS r WHERE r.series_uid = s.series_uid AND r.state = 'waiting')";
+                    OR EXISTS (SELECT 1 FROM reports AS r WHERE r.series_uid = s.series_uid AND r.state = 'waiting')
+                    OR EXISTS (SELECT 1 FROM forwards AS f WHERE f.series_uid = s.series_uid AND f.state = 'waiting')";
 
 impl Ledger {
     /// Finally judged series of which nothing is open, decided before `before_ms`, oldest first.
@@ -91,15 +92,13 @@ impl Ledger {
         self.lock().execute(sql, [of]).map(|_| ()).map_err(doing("take back a purge"))
     }
 
-    /// Everything that waits to be told about instances: answers to storage commitment. A SOP Instance UID that stands
-    /// in one of them is not purged.
+    /// What names instances that are still wanted: answers to storage commitment that nobody has taken, set-aside
+    /// instances on their way to another node. A SOP Instance UID that stands in one of them is not purged.
     pub fn promised(&self) -> Result<Vec<String>, LedgerError> {
         let connection = self.lock();
-        if !has_table(&connection, "commitments")? {
-            return Ok(Vec::new());
-        }
-        let mut statement =
-            connection.prepare("SELECT outcome FROM commitments").map_err(doing("read commitments"))?;
+        let sql = "SELECT outcome FROM commitments
+                   UNION ALL SELECT sop_uid FROM forwards WHERE state = 'waiting' AND sop_uid <> ''";
+        let mut statement = connection.prepare(sql).map_err(doing("read commitments"))?;
         let rows = statement.query_map([], |r| r.get(0)).map_err(doing("read commitments"))?;
         rows.collect::<Result<_, _>>().map_err(doing("read commitments"))
     }
@@ -118,13 +117,6 @@ impl Ledger {
         });
         rows.and_then(Iterator::collect).map_err(doing("read judged series"))
     }
-}
-
-fn has_table(connection: &Connection, name: &str) -> Result<bool, LedgerError> {
-    let sql = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?1";
-    let found: Option<i64> =
-        connection.query_row(sql, [name], |r| r.get(0)).optional().map_err(doing("look for a table"))?;
-    Ok(found.is_some())
 }
 
 #[cfg(test)]

@@ -76,4 +76,5 @@ CREATE TABLE atna (seq INTEGER PRIMARY KEY AUTOINCREMENT, message TEXT NOT NULL)
     super::alerts::MIGRATION,
     super::evidence::MIGRATION,
     super::shadow::MIGRATION,
+    super::forwards::MIGRATION,
 ];

@@ -372,6 +372,22 @@ impl Spool {
         Ok(found)
     }
 
+    /// Where a set-aside instance lies, if it is there.
+    pub fn set_aside_path(&self, sop: &str) -> PathBuf {
+        self.root.join("aside").join(format!("{sop}.dcm"))
+    }
+
+    /// Every set-aside instance.
+    pub fn set_aside(&self) -> Result<BTreeSet<PathBuf>, SpoolError> {
+        let path = self.root.join("aside");
+        let entries = fs::read_dir(&path).map_err(|source| SpoolError::Folder { path, source })?;
+        Ok(entries
+            .flatten()
+            .map(|e| e.path())
+            .filter(|p| p.extension().is_some_and(|e| e == "dcm"))
+            .collect())
+    }
+
     /// The instances of one series.
     pub fn series(&self, study: &StudyUid, series: &SeriesUid) -> Result<Vec<Instance>, SpoolError> {
         let folder = self.series_folder(study, series);
