@@ -21,8 +21,8 @@ use crate::privacy::{Privacy, PrivacyError};
 use crate::spool::{Spool, SpoolError, SpoolLimits};
 use crate::tls::{Server, TlsError};
 use crate::{
-    alert, assemble, atna, clock, commit, control, decide, evidence, forward, proof, receive, report, station,
-    update,
+    alert, assemble, atna, clock, commit, control, decide, evidence, forward, proof, receive, report,
+    station, update,
 };
 
 /// Where the daemon listens, once it does.
