@@ -146,18 +146,18 @@ async fn install(args: &Install) -> Result<(), Failure> {
     let (mut plan, configured) = plan(&args.common)?;
     plan.now = args.now;
     plan.insist = Insist { downgrade: args.allow_downgrade, again: args.again };
-    let source = match args.source.clone().or(configured) {
-        Some(source) => source,
-        None if args.if_configured => return Ok(()),
-        None => return Err(Failure { code: 64, message: "name a bundle, or set update.source".into() }),
-    };
     let as_json = args.common.json;
-    let written = match update::install(&source, &plan, |event| print(&event, as_json)).await {
-        Ok(Outcome::Installed(_)) => true,
-        Ok(Outcome::Deferred(holds)) => return Err(later(&holds)),
-        // The timer comes every quarter of an hour; being up to date is success, and so is a stick that is not there.
-        Err(error) if args.if_configured && nothing_newer(&error) => false,
-        Err(error) => return Err(failed(error)),
+    let written = match args.source.clone().or(configured) {
+        Some(source) => match update::install(&source, &plan, |event| print(&event, as_json)).await {
+            Ok(Outcome::Installed(_)) => true,
+            Ok(Outcome::Deferred(holds)) => return Err(later(&holds)),
+            // The timer comes every quarter of an hour; being up to date is success, and so is a stick that is not there.
+            Err(error) if args.if_configured && nothing_newer(&error) => false,
+            Err(error) => return Err(failed(error)),
+        },
+        // Somebody else may have written a bundle, such as hawkBit's client: the restart waits for us all the same.
+        None if args.if_configured => false,
+        None => return Err(Failure { code: 64, message: "name a bundle, or set update.source".into() }),
     };
     // Also the way on after a deferred reboot.
     if args.reboot && (written || update::status(&plan).await.map_err(failed)?.reboot_pending) {

@@ -159,8 +159,7 @@ impl Rauc {
             self.call(doing, "InspectBundle", &arguments).await;
         match inspected {
             Ok(info) => {
-                let update: HashMap<String, OwnedValue> =
-                    info.get("update").and_then(|v| v.try_clone().ok()?.try_into().ok()).unwrap_or_default();
+                let update = group(&info, "update");
                 Ok(Bundle {
                     compatible: text(&update, "compatible").unwrap_or_default(),
                     version: text(&update, "version").unwrap_or_default(),
@@ -252,10 +251,36 @@ fn refused(doing: &'static str, error: zbus::Error) -> RaucError {
     }
 }
 
+/// A group of a bundle's information. RAUC wraps it in a variant of its own, within the one that every value has.
+fn group(info: &HashMap<String, OwnedValue>, name: &str) -> HashMap<String, OwnedValue> {
+    let Some(mut value) = info.get(name).map(|v| &**v) else { return HashMap::new() };
+    while let Value::Value(inner) = value {
+        value = inner;
+    }
+    OwnedValue::try_from(value).ok().and_then(|v| v.try_into().ok()).unwrap_or_default()
+}
+
 fn text(values: &HashMap<String, OwnedValue>, key: &str) -> Option<String> {
     values.get(key).and_then(|v| v.downcast_ref::<String>().ok()).filter(|s| !s.is_empty())
 }
 
 fn one_line(words: &str) -> String {
     words.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_groups_of_rauc_1_9_and_later_are_found_in_the_variant_within_the_variant() {
+        let update = || Value::from(HashMap::from([("compatible", "box"), ("version", "1.1.0")]));
+        for wrapped in [update(), Value::Value(Box::new(update()))] {
+            let info = HashMap::from([("update".to_owned(), OwnedValue::try_from(wrapped).unwrap())]);
+            let found = group(&info, "update");
+            assert_eq!(text(&found, "compatible").as_deref(), Some("box"));
+            assert_eq!(text(&found, "version").as_deref(), Some("1.1.0"));
+        }
+        assert!(group(&HashMap::new(), "update").is_empty());
+    }
 }

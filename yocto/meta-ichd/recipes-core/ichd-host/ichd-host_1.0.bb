@@ -27,7 +27,9 @@ SRC_URI = "file://10-ichd-journald.conf \
     file://ichd-update.timer \
     file://ichd.nft \
     file://mosquitto.conf \
+    file://prove \
     file://provision \
+    file://region.conf \
     file://var-lib.mount \
     file://var-log-journal.mount"
 CVE_PRODUCT = ""
@@ -65,6 +67,8 @@ do_install() {
     install -Dm 0644 ${UNPACKDIR}/50-data.conf ${D}${nonarch_libdir}/repart.d/50-data.conf
     install -Dm 0644 ${UNPACKDIR}/ichd.nft ${D}${sysconfdir}/nftables/ichd.nft
     install -Dm 0644 ${UNPACKDIR}/mosquitto.conf ${D}${datadir}/ichd/mosquitto.conf
+    install -Dm 0644 ${UNPACKDIR}/region.conf ${D}${datadir}/ichd/region.conf
+    install -Dm 0755 ${UNPACKDIR}/prove ${D}${libexecdir}/ichd/prove
     install -Dm 0755 ${UNPACKDIR}/provision ${D}${libexecdir}/ichd/provision
     install -Dm 0755 ${UNPACKDIR}/grub-editenv ${D}${libexecdir}/ichd/grub-editenv
     install -Dm 0755 ${UNPACKDIR}/factory-reset ${D}${sbindir}/ichd-factory-reset
