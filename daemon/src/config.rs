@@ -635,7 +635,7 @@ impl Default for Models {
     }
 }
 
-/// Bundles; read by `ichd update`, not by the daemon.
+/// Bundles; read by `ichd update`, by the daemon only who may order one.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Update {
@@ -645,11 +645,18 @@ pub struct Update {
     pub window_utc: Option<String>,
     /// Root's own directory, on the partition that both slots see.
     pub directory: PathBuf,
+    /// Public keys of who may order updates over MQTT; empty: nobody.
+    pub command_keys: Vec<PathBuf>,
 }
 
 impl Default for Update {
     fn default() -> Self {
-        Update { source: None, window_utc: None, directory: "/var/lib/ichd-update".into() }
+        Update {
+            source: None,
+            window_utc: None,
+            directory: "/var/lib/ichd-update".into(),
+            command_keys: vec![],
+        }
     }
 }
 

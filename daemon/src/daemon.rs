@@ -20,6 +20,7 @@ use crate::models::Current;
 use crate::privacy::{Privacy, PrivacyError};
 use crate::spool::{Spool, SpoolError, SpoolLimits};
 use crate::tls::{Server, TlsError};
+use crate::update::command::Mailbox;
 use crate::{
     alert, assemble, atna, clock, commit, control, decide, evidence, forward, proof, receive, report,
     station, update,
@@ -48,6 +49,9 @@ pub enum RunError {
     /// Spool refused, or another daemon owns the state directory.
     #[error("failed to open the spool")]
     Spool(#[source] SpoolError),
+    /// Keys of who may order updates refused.
+    #[error("update.command-keys")]
+    OrderKeys(#[source] ModelError),
     /// Privacy keys refused.
     #[error("failed to read the privacy keys")]
     Privacy(#[source] PrivacyError),
@@ -137,6 +141,7 @@ pub async fn run(
     .map_err(RunError::Ledger)?;
     let shadow = Current::shadow(&config).map(|reader| Shadow::spawn(reader, ledger.clone()));
     let shadow = shadow.transpose().map_err(RunError::Thread)?;
+    let order_keys = infer::package::read_keys(&config.update.command_keys).map_err(RunError::OrderKeys)?;
     let privacy = Privacy::load(&config.privacy).map_err(RunError::Privacy)?;
     let already_read = ledger.already_read().map_err(RunError::Ledger)?;
 
@@ -170,7 +175,8 @@ pub async fn run(
     let wake = Arc::new(Notify::new());
     let publisher =
         publisher::Publisher::new(&config.alert, &config.health, ledger.clone(), reader.model().clone())
-            .map_err(RunError::Tls)?;
+            .map_err(RunError::Tls)?
+            .ordering(Mailbox::new(&config.state.directory, &config.site, order_keys));
     let stations = publisher.stations();
     let links = publisher.spawn(wake.clone(), pulses.register("alert"), shutdown.clone());
     links.status.send_modify(|status| status.slot = update::booted_slot());

@@ -15,6 +15,7 @@ mod enhanced;
 mod enrolment;
 mod evidence;
 mod forward;
+mod hazards;
 mod host;
 mod models;
 mod night;

@@ -499,3 +499,97 @@ fn a_slot_stays_only_after_proof_of_life_and_a_failed_one_is_left_aloud() {
     let status = machine.status();
     assert_eq!((&status["failed"], &status["trial"]), (&"8.0.1".into(), &Value::Null), "{status}");
 }
+
+#[test]
+fn an_engineer_orders_a_version_over_mqtt_and_nobody_else_can() {
+    if left_out() {
+        return;
+    }
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let listener = Listener::on(&broker);
+    let mut appliance = Appliance::alerts_to(&broker);
+    let machine = Machine::beside(&appliance);
+    let sign = |key: &str, more: &[&str]| {
+        std::fs::write(machine.at("order.key"), key.repeat(64)).unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_ichd"))
+            .args(["update", "sign", "--key"])
+            .arg(machine.at("order.key"))
+            .args(more)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    };
+    std::fs::write(machine.at("order.pub"), sign("a", &["--public"])).unwrap();
+    let stick = machine.at("stick");
+    std::fs::create_dir(&stick).unwrap();
+    for (version, fill) in [("7.0.0", 1), ("7.1.0", 2)] {
+        let bundle = machine.bundle(version, COMPATIBLE, "ours", fill);
+        std::fs::rename(&bundle, stick.join(bundle.file_name().unwrap())).unwrap();
+    }
+    let text = std::fs::read_to_string(&machine.config).unwrap()
+        + &format!("source = {stick:?}\ncommand-keys = [{:?}]\n", machine.at("order.pub"))
+        + "[alert.stations]\nbench = \"engineer\"\nward-3 = \"nurse\"\n";
+    std::fs::write(&machine.config, text).unwrap();
+    appliance.terminate();
+    appliance.up();
+    let n_sent = std::cell::Cell::new(0);
+    let send = |station: &str, order: &str| {
+        n_sent.set(n_sent.get() + 1);
+        let id = format!("order-{:04}", n_sent.get());
+        let command =
+            serde_json::json!({"schema": "ichd.command/1", "action_id": id, "user": "Eve", "order": order});
+        let sent = Command::new("mosquitto_pub")
+            .args(["-V", "5", "-q", "1", "-p", &broker.port.to_string()])
+            .args(["-t", &format!("ichd/1/north/sta/{station}/action/ct-1"), "-m", &command.to_string()])
+            .status()
+            .unwrap();
+        assert!(sent.success());
+        let reply = listener.next("ichd.reply/1");
+        assert_eq!(reply["action_id"], id.as_str());
+        format!("{} {}", reply["result"].as_str().unwrap(), reply["code"].as_str().unwrap())
+    };
+    let box_of = |device: &'static str| ["--site", "north", "--device", device, "--version", "7.0.0"];
+    let order = sign("a", &box_of("ct-1"));
+    assert_eq!(send("ward-3", &order), "refused not_allowed", "a nurse's station");
+    assert_eq!(send("stranger", &order), "refused not_allowed", "a station that is not enrolled");
+    assert_eq!(send("bench", &sign("b", &box_of("ct-1"))), "refused not_allowed", "another key");
+    assert_eq!(send("bench", &sign("a", &box_of("ct-2"))), "refused bad_request", "another box");
+    assert_eq!(send("bench", &order), "accepted ok");
+    // The ordered version, not the newest one, and once.
+    let output = machine.ichd(&["install", "--if-configured"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(machine.slot_b_is(1));
+    assert_eq!(send("bench", &order), "accepted ok", "the box forgets nothing, the daemon need not know");
+    assert!(machine.ichd(&["install", "--if-configured"]).status.success());
+    assert!(machine.slot_b_is(2), "the old order is done; the source's newest was taken");
+}
+
+#[test]
+fn an_older_program_leaves_a_newer_database_alone_and_says_what_to_do() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let mut appliance = Appliance::alerts_to(&broker);
+    appliance.terminate();
+    let path = appliance.dir.path().join("ichd.db");
+    let database = rusqlite::Connection::open(&path).unwrap();
+    database
+        .execute_batch("PRAGMA user_version = 900; UPDATE settings SET value = CAST('900' AS BLOB) WHERE key = 'readable_from'")
+        .unwrap();
+    drop(database);
+    let before = std::fs::read(&path).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_ichd"))
+        .args(["run", "--config"])
+        .arg(appliance.config())
+        .env_remove("STATE_DIRECTORY")
+        .output()
+        .unwrap();
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(78), "{words}");
+    assert!(
+        words.contains("state.directory") && words.contains("900") && words.contains("newer slot"),
+        "{words}"
+    );
+    assert!(std::fs::read(&path).unwrap() == before, "not a byte was changed");
+}

@@ -134,6 +134,19 @@ pub struct ActionMessage {
     pub expires_at: Option<String>,
 }
 
+/// `ichd.command/1`: an engineer orders an update, on the topic of actions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommandMessage {
+    /// `ichd.command/1`.
+    pub schema: String,
+    /// Unique; the reply names it.
+    pub action_id: String,
+    /// Named person.
+    pub user: String,
+    /// Compact JWS of an `ichd.order/1`.
+    pub order: String,
+}
+
 /// What became of an action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -196,6 +209,8 @@ pub enum Inbound {
     Receipt(ReceiptMessage),
     /// A person did something.
     Action(ActionMessage),
+    /// An engineer orders something.
+    Command(CommandMessage),
 }
 
 /// Reads what came on `sta/{station}/{kind}/...`; returns the station as well.
@@ -219,6 +234,12 @@ pub fn parse(
         ("receipt", Some(to)) if to == device => {
             read::<ReceiptMessage>(payload, "ichd.receipt/1", |r| &r.schema).map(Inbound::Receipt)
         }
+        ("action", Some(to)) if to == device && is_command(payload) => {
+            read::<CommandMessage>(payload, COMMAND, |c| &c.schema).and_then(|c| {
+                short(&[&c.action_id, &c.user])?;
+                Ok(Inbound::Command(c))
+            })
+        }
         ("action", Some(to)) if to == device => {
             read::<ActionMessage>(payload, "ichd.action/1", |a| &a.schema)
                 .and_then(check)
@@ -227,6 +248,17 @@ pub fn parse(
         _ => return None,
     };
     Some((station.to_owned(), parsed))
+}
+
+const COMMAND: &str = "ichd.command/1";
+
+fn is_command(payload: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Named {
+        schema: String,
+    }
+    let named = serde_json::from_slice::<Named>(payload.get(..BYTES_MAX).unwrap_or(payload));
+    named.is_ok_and(|n| n.schema == COMMAND)
 }
 
 fn read<T: serde::de::DeserializeOwned>(

@@ -21,7 +21,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use super::document::{Heartbeat, State, Status};
-use super::inbound::{self, Inbound};
+use super::inbound::{self, ActionCode, ActionResult, CommandMessage, Inbound, Reply};
 use super::stations::Stations;
 use super::topic;
 use crate::clock;
@@ -31,6 +31,7 @@ use crate::health::Pulse;
 use crate::infer::ModelId;
 use crate::ledger::alerts::{CLOSED_EXPIRY_S, Heard, Speaker};
 use crate::ledger::{Ledger, LedgerError, OutboxRow};
+use crate::update::command::{LeaveError, Mailbox, Void};
 
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
@@ -42,6 +43,8 @@ const STUDY_EXPIRY_S: u32 = 3_600;
 /// The answer to an action is for somebody who waits for it.
 const REPLY_EXPIRY_S: u32 = 60;
 const REQUESTS_MAX: usize = 64;
+/// Role that a station must be enrolled with to order an update.
+const ENGINEER: &str = "engineer";
 /// Reasons that only an alert somebody takes can clear: a disposition that passes says nothing about alerts.
 const ABOUT_ALERTS: [&str; 2] = ["nobody_listening", "alert_too_large"];
 
@@ -96,6 +99,7 @@ pub struct Publisher {
     ledger: Arc<Ledger>,
     model: ModelId,
     stations: Stations,
+    mailbox: Option<Mailbox>,
 }
 
 impl Publisher {
@@ -118,7 +122,21 @@ impl Publisher {
         let password = config.password_file.as_ref().map(read).transpose()?;
         let heartbeat = Duration::from_secs(health.heartbeat_s);
         let stations = Stations::new(config);
-        Ok(Publisher { config: config.clone(), heartbeat, transport, password, ledger, model, stations })
+        Ok(Publisher {
+            config: config.clone(),
+            heartbeat,
+            transport,
+            password,
+            ledger,
+            model,
+            stations,
+            mailbox: None,
+        })
+    }
+
+    /// Takes an engineer's orders.
+    pub fn ordering(self, mailbox: Mailbox) -> Self {
+        Publisher { mailbox: Some(mailbox), ..self }
     }
 
     /// Who listens.
@@ -169,6 +187,16 @@ fn client_tls(tls: &config::AlertTls) -> Result<rustls::ClientConfig, PublisherE
         .with_root_certificates(roots)
         .with_client_auth_cert(chain, key)
         .map_err(|e| bad("certificate", e.to_string()))
+}
+
+fn code_of(error: &LeaveError) -> ActionCode {
+    match error {
+        LeaveError::NotAllowed | LeaveError::Void(Void::NoKeys | Void::Signature) => ActionCode::NotAllowed,
+        LeaveError::Void(Void::Time) => ActionCode::Expired,
+        LeaveError::Void(Void::Unreadable(_) | Void::OtherBox { .. }) | LeaveError::Write(_) => {
+            ActionCode::BadRequest
+        }
+    }
 }
 
 fn json() -> PublishProperties {
@@ -483,24 +511,59 @@ impl Run {
                 let reply = ledger.act(speaker, &action, stations.admits(&station))?;
                 log::info!(event = "action", alert_id = action.alert_id.as_str(), station = station.as_str(); "{:?}: {:?}", action.verb, reply.code);
                 self.wake.notify_one();
-                let correlation = publish.properties.as_ref().and_then(|p| p.correlation_data.clone());
-                let properties = PublishProperties {
-                    message_expiry_interval: Some(REPLY_EXPIRY_S),
-                    correlation_data: correlation
-                        .or_else(|| Some(action.action_id.clone().into_bytes().into())),
-                    ..json()
-                };
-                let payload = serde_json::to_string(&reply).map_err(LedgerError::Document)?;
-                let sent = client.try_publish_with_properties(
-                    topic::reply(site, &station),
-                    QoS::AtLeastOnce,
-                    false,
-                    payload,
-                    properties,
-                );
-                flight.not_ours(sent.is_ok());
+                self.reply(client, &station, publish, &reply, flight)?;
+            }
+            Ok(Inbound::Command(command)) => {
+                let reply = self.order(speaker, &command)?;
+                self.reply(client, &station, publish, &reply, flight)?;
             }
         }
+        Ok(())
+    }
+
+    /// An engineer's order is left for root, or refused; either way it is in the audit log.
+    fn order(&self, speaker: Speaker, command: &CommandMessage) -> Result<Reply, LedgerError> {
+        let Publisher { stations, mailbox, ledger, .. } = &self.publisher;
+        let engineer = stations.enrolled_role(speaker.station) == Some(ENGINEER);
+        let left = match mailbox {
+            Some(mailbox) if engineer => mailbox.leave(&command.order, clock::wall_ms()),
+            _ => Err(LeaveError::NotAllowed),
+        };
+        let (result, code, message) = match &left {
+            Ok(_) => (ActionResult::Accepted, ActionCode::Ok, String::new()),
+            Err(error) => (ActionResult::Refused, code_of(error), error.to_string()),
+        };
+        log::info!(event = "order", station = speaker.station; "an order to update: {code:?}");
+        ledger.note_order(speaker, command, code, left.as_ref().ok())?;
+        Ok(Reply {
+            schema: "ichd.reply/1".into(),
+            action_id: command.action_id.clone(),
+            alert_id: String::new(),
+            result,
+            code,
+            message,
+            rev: 0,
+        })
+    }
+
+    fn reply(
+        &self,
+        client: &AsyncClient,
+        station: &str,
+        publish: &Publish,
+        reply: &Reply,
+        flight: &mut InFlight,
+    ) -> Result<(), LedgerError> {
+        let correlation = publish.properties.as_ref().and_then(|p| p.correlation_data.clone());
+        let properties = PublishProperties {
+            message_expiry_interval: Some(REPLY_EXPIRY_S),
+            correlation_data: correlation.or_else(|| Some(reply.action_id.clone().into_bytes().into())),
+            ..json()
+        };
+        let payload = serde_json::to_string(reply).map_err(LedgerError::Document)?;
+        let topic = topic::reply(self.publisher.ledger.site(), station);
+        let sent = client.try_publish_with_properties(topic, QoS::AtLeastOnce, false, payload, properties);
+        flight.not_ours(sent.is_ok());
         Ok(())
     }
 

@@ -46,6 +46,11 @@ impl Stations {
         self.anybody || self.enrolled.contains_key(station)
     }
 
+    /// The role that it was enrolled with; what it says of itself does not count.
+    pub fn enrolled_role(&self, station: &str) -> Option<&str> {
+        self.enrolled.get(station).map(String::as_str)
+    }
+
     /// Whom it serves: by enrolment, else as it says itself.
     pub fn role(&self, station: &str) -> String {
         if let Some(role) = self.enrolled.get(station) {

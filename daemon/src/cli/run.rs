@@ -6,6 +6,7 @@ use tokio::sync::{oneshot, watch};
 use super::{ConfigFile, Failure, journal};
 use crate::chain;
 use crate::daemon::{self, RunError};
+use crate::ledger::LedgerError;
 
 /// Runs the daemon until SIGTERM or SIGINT.
 pub(super) fn run(args: &ConfigFile) -> Result<(), Failure> {
@@ -36,6 +37,8 @@ pub(super) fn run(args: &ConfigFile) -> Result<(), Failure> {
     });
     result.map_err(|error| match error {
         RunError::Model(_)
+        | RunError::OrderKeys(_)
+        | RunError::Ledger(LedgerError::Newer { .. })
         | RunError::Privacy(_)
         | RunError::Bind { .. }
         | RunError::Tls(_)

@@ -4,7 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{ConfigFile, Failure, LATER, journal, json};
+use crate::clock;
+use crate::infer::package::read_keys;
+use crate::update::command::{Mailbox, Order};
 use crate::update::gate::{Hold, Insist, Refusal};
+use crate::update::version::Version;
 use crate::update::{self, Event, Marked, Outcome, Plan, UpdateError};
 
 /// Arguments of `ichd update`.
@@ -37,6 +41,32 @@ enum Verb {
         #[arg(long)]
         reboot: bool,
     },
+    /// Signs an order to update, for a station to send as `ichd.command/1`; prints it.
+    Sign(Sign),
+}
+
+#[derive(Debug, clap::Args)]
+struct Sign {
+    /// Private key: 64 hex digits, such as `openssl rand -hex 32` makes.
+    #[arg(long)]
+    key: PathBuf,
+    /// Print the public half for update.command-keys instead.
+    #[arg(long)]
+    public: bool,
+    /// Site of the box.
+    #[arg(long, required_unless_present = "public")]
+    site: Option<String>,
+    /// The box.
+    #[arg(long, required_unless_present = "public")]
+    device: Option<String>,
+    /// The one version that is meant.
+    #[arg(long)]
+    version: Option<String>,
+    /// Hours that the order lives.
+    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u64).range(1..=168))]
+    valid_h: u64,
+    /// Bundle, https; default: the box's update.source.
+    source: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -73,6 +103,9 @@ struct Install {
 
 /// Runs a verb.
 pub fn update(args: &Args) -> Result<(), Failure> {
+    if let Verb::Sign(args) = &args.verb {
+        return sign(args);
+    }
     journal::install()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -80,6 +113,7 @@ pub fn update(args: &Args) -> Result<(), Failure> {
         .map_err(|e| Failure::internal(format!("failed to start the runtime: {e}")))?;
     runtime.block_on(async {
         match &args.verb {
+            Verb::Sign(_) => Ok(()),
             Verb::Status { common } => status(common).await,
             Verb::Install(args) => install(args).await,
             Verb::MarkGood { common, wait_s, reboot } => {
@@ -116,7 +150,7 @@ async fn status(common: &Common) -> Result<(), Failure> {
     let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".into());
     let proven =
         if status.proven { "has passed its proof of life" } else { "has not passed a proof of life" };
-    println!("running        {} in slot {}, {proven}", or_dash(&status.version), status.rauc.booted);
+    println!("running        {} in slot {}, {proven}", or_dash(&status.version), status.rauc.running_name());
     println!("compatible     {}", status.rauc.compatible);
     for slot in &status.rauc.slots {
         println!(
@@ -145,19 +179,33 @@ async fn status(common: &Common) -> Result<(), Failure> {
 async fn install(args: &Install) -> Result<(), Failure> {
     let (mut plan, configured) = plan(&args.common)?;
     plan.now = args.now;
-    plan.insist = Insist { downgrade: args.allow_downgrade, again: args.again };
-    let as_json = args.common.json;
-    let written = match args.source.clone().or(configured) {
-        Some(source) => match update::install(&source, &plan, |event| print(&event, as_json)).await {
-            Ok(Outcome::Installed(_)) => true,
-            Ok(Outcome::Deferred(holds)) => return Err(later(&holds)),
-            // The timer comes every quarter of an hour; being up to date is success, and so is a stick that is not there.
-            Err(error) if args.if_configured && nothing_newer(&error) => false,
-            Err(error) => return Err(failed(error)),
-        },
+    plan.insist = Insist { downgrade: args.allow_downgrade, again: args.again, only: None };
+    let mailbox = mailbox(&args.common, &plan)?;
+    let order = if args.if_configured { update::ordered(&plan, &mailbox) } else { None };
+    if let Some(order) = &order {
+        plan.insist.only = order.version.as_deref().and_then(Version::parse);
+    }
+    let ordered = order.as_ref().and_then(|o| o.source.clone());
+    let outcome = match args.source.clone().or(ordered).or(configured) {
+        Some(source) => {
+            let as_json = args.common.json;
+            Some(update::install(&source, &plan, |event| print(&event, as_json)).await)
+        }
         // Somebody else may have written a bundle, such as hawkBit's client: the restart waits for us all the same.
-        None if args.if_configured => false,
+        None if args.if_configured => None,
         None => return Err(Failure { code: 64, message: "name a bundle, or set update.source".into() }),
+    };
+    let is_later = matches!(&outcome, Some(Ok(Outcome::Deferred(_)) | Err(UpdateError::Busy(_))));
+    if let Some(order) = order.as_ref().filter(|_| !is_later) {
+        update::close_order(&plan, &mailbox, order).map_err(failed)?;
+    }
+    let written = match outcome {
+        None => false,
+        Some(Ok(Outcome::Installed(_))) => true,
+        Some(Ok(Outcome::Deferred(holds))) => return Err(later(&holds)),
+        // The timer comes every quarter of an hour; being up to date is success, and so is a stick that is not there.
+        Some(Err(error)) if args.if_configured && nothing_newer(&error) => false,
+        Some(Err(error)) => return Err(failed(error)),
     };
     // Also the way on after a deferred reboot.
     if args.reboot && (written || update::status(&plan).await.map_err(failed)?.reboot_pending) {
@@ -165,6 +213,49 @@ async fn install(args: &Install) -> Result<(), Failure> {
         return if holds.is_empty() { reboot() } else { Err(later(&holds)) };
     }
     Ok(())
+}
+
+/// Where the daemon leaves orders.
+fn mailbox(common: &Common, plan: &Plan) -> Result<Mailbox, Failure> {
+    let config = common.config.load()?;
+    let keys = read_keys(&config.update.command_keys).map_err(|e| Failure::config(&e))?;
+    Ok(Mailbox::new(&plan.state, &config.site, keys))
+}
+
+fn sign(args: &Sign) -> Result<(), Failure> {
+    let unusable =
+        |what: String| Failure { code: 78, message: format!("--key `{}` {what}", args.key.display()) };
+    let text = std::fs::read_to_string(&args.key).map_err(|e| unusable(format!("cannot be read: {e}")))?;
+    let key = signing_key(text.trim()).ok_or_else(|| unusable("holds no 64 hex digits".into()))?;
+    if args.public {
+        println!("{}", crate::hex(key.verifying_key().as_bytes()));
+        return Ok(());
+    }
+    let now = clock::wall_ms();
+    let id: [u8; 16] = crate::ledger::random().map_err(|e| Failure::internal(crate::chain(&e)))?;
+    let order = Order {
+        schema: "ichd.order/1".into(),
+        order_id: crate::hex(&id),
+        site: args.site.clone().unwrap_or_default(),
+        device: args.device.clone().unwrap_or_default(),
+        source: args.source.clone(),
+        version: args.version.clone(),
+        issued_at: clock::rfc3339(now),
+        expires_at: clock::rfc3339(now + args.valid_h * 3_600_000),
+    };
+    println!("{}", order.sign(&key).map_err(|e| Failure::internal(e.to_string()))?);
+    Ok(())
+}
+
+fn signing_key(text: &str) -> Option<ed25519_dalek::SigningKey> {
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    let mut bytes = [0; 32];
+    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(ed25519_dalek::SigningKey::from_bytes(&bytes))
 }
 
 fn nothing_newer(error: &UpdateError) -> bool {

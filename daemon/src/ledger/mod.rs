@@ -55,7 +55,7 @@ pub enum LedgerError {
     },
     /// Written by a newer program.
     #[error(
-        "`{path}` has schema {found}, this program knows {known}; update the program, or restore an older state"
+        "state.directory: `{path}` has schema {found}, this program knows {known}; boot the newer slot or update the program"
     )]
     Newer {
         /// Database file.
@@ -553,15 +553,32 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), LedgerError> 
     let open = |source| LedgerError::Open { path: path.into(), source };
     let found: i64 = connection.query_row("PRAGMA user_version", [], |r| r.get(0)).map_err(open)?;
     if found > schema::VERSION {
-        return Err(LedgerError::Newer { path: path.into(), found, known: schema::VERSION });
+        let from = readable_from(connection).map_err(open)?.unwrap_or(found);
+        if from > schema::VERSION {
+            return Err(LedgerError::Newer { path: path.into(), found, known: schema::VERSION });
+        }
+        log::warn!(event = "newer_database", found = found; "the database is a newer program's, which says that this one may use it");
+        return Ok(());
     }
     for (n, sql) in schema::MIGRATIONS.iter().enumerate().skip(found.unsigned_abs() as usize) {
         let tx = connection.transaction().map_err(open)?;
         tx.execute_batch(sql).map_err(open)?;
         tx.pragma_update(None, "user_version", n as i64 + 1).map_err(open)?;
+        tx.execute(
+            "INSERT OR REPLACE INTO settings VALUES ('readable_from', CAST(?1 AS BLOB))",
+            [schema::READABLE_FROM.min(n as i64 + 1).to_string()],
+        )
+        .map_err(open)?;
         tx.commit().map_err(open)?;
     }
     Ok(())
+}
+
+/// The oldest schema whose programs may use this database.
+fn readable_from(connection: &Connection) -> rusqlite::Result<Option<i64>> {
+    let sql = "SELECT CAST(value AS TEXT) FROM settings WHERE key = 'readable_from'";
+    let text: Option<String> = connection.query_row(sql, [], |r| r.get(0)).optional()?;
+    Ok(text.and_then(|t| t.parse().ok()))
 }
 
 /// The secret behind references on the wire; made once per database.
@@ -677,8 +694,33 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         drop(Ledger::open(dir.path(), &site()).unwrap());
         let connection = Connection::open(dir.path().join("ichd.db")).unwrap();
+        connection.execute("DELETE FROM settings WHERE key = 'readable_from'", []).unwrap();
         connection.pragma_update(None, "user_version", 99).unwrap();
         assert!(matches!(Ledger::open(dir.path(), &site()), Err(LedgerError::Newer { found: 99, .. })));
+    }
+
+    #[test]
+    fn an_older_program_goes_on_with_a_newer_database_that_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path(), &site()).unwrap();
+        ledger.record(&verdict(1, Stage::Final, Some(0.9)), &Record::default()).unwrap();
+        drop(ledger);
+        // What a later program with one more table would have left.
+        let connection = Connection::open(dir.path().join("ichd.db")).unwrap();
+        connection.execute_batch("CREATE TABLE later (x INTEGER) STRICT").unwrap();
+        connection.pragma_update(None, "user_version", schema::VERSION + 1).unwrap();
+        let says = |from: i64| {
+            let sql = "INSERT OR REPLACE INTO settings VALUES ('readable_from', CAST(?1 AS BLOB))";
+            connection.execute(sql, [from.to_string()]).unwrap();
+        };
+        says(schema::VERSION + 1);
+        assert!(matches!(Ledger::open(dir.path(), &site()), Err(LedgerError::Newer { .. })));
+        says(schema::VERSION);
+        let ledger = Ledger::open(dir.path(), &site()).unwrap();
+        assert_eq!(ledger.open_alert_count().unwrap(), 1);
+        ledger.record(&verdict(2, Stage::Final, None), &Record::default()).unwrap();
+        let version: i64 = connection.query_row("PRAGMA user_version", [], |r| r.get(0)).unwrap();
+        assert_eq!(version, schema::VERSION + 1, "left as it is for the newer program");
     }
 
     #[test]

@@ -1,7 +1,17 @@
-//! Migrations: frozen, one way. A newer schema than this program knows is refused, never guessed at.
+//! Migrations: frozen, one way. A newer schema than this program knows is refused, never guessed at, unless its own
+//! program has written down that older ones may use it: an update that fails its proof of life must not leave the slot
+//! that returns without its database.
 
 /// Version after all migrations; `PRAGMA user_version`.
 pub const VERSION: i64 = MIGRATIONS.len() as i64;
+
+/// Oldest schema whose programs may still use a database of [`VERSION`]: what came since has only added tables, indexes,
+/// or columns with defaults to tables that are written by column name. Nobody's, unless somebody has looked at the last
+/// migration and said so here.
+pub const READABLE_FROM: i64 = if REVIEWED.0 == VERSION { REVIEWED.1 } else { VERSION };
+
+/// The last version that was looked at, and the oldest whose programs may use it.
+const REVIEWED: (i64, i64) = (8, 6);
 
 /// `MIGRATIONS[n]` takes version n to n + 1.
 pub const MIGRATIONS: &[&str] = &[

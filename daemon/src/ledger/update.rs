@@ -5,8 +5,11 @@ use std::path::Path;
 
 use serde_json::json;
 
+use super::alerts::Speaker;
 use super::{Ledger, LedgerError, audit, doing, integer, open_read_only};
 use crate::alert::document::{Update, UpdatePhase};
+use crate::alert::inbound::{ActionCode, CommandMessage};
+use crate::update::command::Order;
 
 /// Code of the technical alert of an update that failed.
 const FAILED: &str = "update_failed";
@@ -54,6 +57,21 @@ impl Ledger {
             .and_then(Iterator::collect)
             .map_err(doing("read the ledger"))?;
         Ok(Waiting { alerts: alerts.unsigned_abs(), readings, read })
+    }
+
+    /// An engineer ordered an update; whether it was taken.
+    pub fn note_order(
+        &self,
+        speaker: Speaker,
+        command: &CommandMessage,
+        code: ActionCode,
+        order: Option<&Order>,
+    ) -> Result<(), LedgerError> {
+        let body = json!({
+            "action_id": command.action_id, "station": speaker.station, "role": speaker.role,
+            "user": command.user.trim(), "code": code, "order": order,
+        });
+        self.change(|tx| audit::append(tx, "update_ordered", &body).map(|_| ()))
     }
 
     /// What `ichd update` says of itself: an audit row, and for a failure a technical alert, in one transaction.

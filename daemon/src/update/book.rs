@@ -39,6 +39,9 @@ pub struct Pages {
     /// Version that failed here last.
     #[serde(default)]
     pub failed: Option<String>,
+    /// Orders that were done, the last ones.
+    #[serde(default)]
+    pub orders: Vec<String>,
 }
 
 /// What is in a slot, as far as one installation can be told from another.

@@ -125,6 +125,9 @@ pub struct Bundle {
     pub compatible: String,
     /// Version.
     pub version: String,
+    /// SHA-256 of its manifest, where RAUC says it (the newer ones do).
+    #[serde(skip)]
+    pub manifest_hash: Option<String>,
 }
 
 /// What the box is, as far as a bundle is concerned.
@@ -161,9 +164,17 @@ pub enum Refusal {
     )]
     Older {
         /// Bundle's.
-        bundle: Version,
+        bundle: String,
         /// Ours.
-        running: Version,
+        running: String,
+    },
+    /// An order means another version.
+    #[error("the bundle is version {bundle}, ordered is {ordered}")]
+    NotOrdered {
+        /// Bundle's.
+        bundle: String,
+        /// The order's.
+        ordered: String,
     },
     /// It was here and did not prove itself.
     #[error("version {0} was installed here and failed its proof of life; `--again` tries it once more")]
@@ -178,31 +189,37 @@ impl Refusal {
             Refusal::Version(_) => "version_unreadable",
             Refusal::Same(_) => "up_to_date",
             Refusal::Older { .. } => "downgrade",
+            Refusal::NotOrdered { .. } => "not_ordered",
             Refusal::Failed(_) => "failed_before",
         }
     }
 }
 
 /// What a person asked for beside the rules.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Insist {
     /// Take an older version.
     pub downgrade: bool,
     /// Take a version that failed here.
     pub again: bool,
+    /// Take this version only.
+    pub only: Option<Version>,
 }
 
 /// Whether a bundle may be taken: compatible first, then newer than what runs, then not one that failed here.
-pub fn take(bundle: &Bundle, here: &Here, insist: Insist) -> Result<Version, Refusal> {
+pub fn take(bundle: &Bundle, here: &Here, insist: &Insist) -> Result<Version, Refusal> {
     if bundle.compatible != here.compatible {
         return Err(Refusal::Compatible { bundle: bundle.compatible.clone(), here: here.compatible.clone() });
     }
     let version = Version::parse(&bundle.version).ok_or_else(|| Refusal::Version(bundle.version.clone()))?;
+    if let Some(only) = insist.only.as_ref().filter(|only| **only != version) {
+        return Err(Refusal::NotOrdered { bundle: version.to_string(), ordered: only.to_string() });
+    }
     if let Some(running) = &here.running {
         match version.cmp(running) {
             std::cmp::Ordering::Equal if !insist.again => return Err(Refusal::Same(version)),
             std::cmp::Ordering::Less if !insist.downgrade => {
-                return Err(Refusal::Older { bundle: version, running: running.clone() });
+                return Err(Refusal::Older { bundle: version.to_string(), running: running.to_string() });
             }
             _ => {}
         }
@@ -252,12 +269,18 @@ mod tests {
             running: Version::parse("1.2.0"),
             failed: Version::parse("1.4.0"),
         };
-        let code = |compatible: &str, version: &str, insist| {
-            let bundle = Bundle { compatible: compatible.into(), version: version.into() };
+        let code = |compatible: &str, version: &str, insist: &Insist| {
+            let bundle =
+                Bundle { compatible: compatible.into(), version: version.into(), manifest_hash: None };
             take(&bundle, &here, insist).map_or_else(|r| r.code(), |_| "taken")
         };
-        let none = Insist::default();
-        let all = Insist { downgrade: true, again: true };
+        let none = &Insist::default();
+        let all = &Insist { downgrade: true, again: true, only: None };
+        let one = &Insist { only: Version::parse("1.3.1"), ..Insist::default() };
+        assert_eq!(
+            (code("ichd-x86-64", "1.3.0", one), code("ichd-x86-64", "1.3.1", one)),
+            ("not_ordered", "taken")
+        );
         assert_eq!(code("ichd-x86-64", "1.3.0", none), "taken");
         assert_eq!(code("ichd-arm64", "1.3.0", all), "incompatible");
         assert_eq!(code("ichd-x86-64", "latest", all), "version_unreadable");

@@ -12,6 +12,7 @@
 //! they are, over its control socket, and it says so on MQTT.
 
 pub mod book;
+pub mod command;
 pub mod gate;
 mod prove;
 mod rauc;
@@ -31,11 +32,14 @@ use crate::alert::document::{Update, UpdatePhase};
 use crate::clock;
 use crate::control::{self, Request};
 use book::{Book, Trial};
+use command::{Mailbox, Order};
 use gate::{Bundle, Here, Hold, Insist, Refusal, Window};
 use version::Version;
 
 /// Bundles looked at in one folder; more is no update stick.
 const BUNDLES_MAX: usize = 16;
+/// Orders remembered; older ones have expired.
+const ORDERS_MAX: usize = 64;
 /// The daemon answers a report from memory and one write.
 const TOLD: Duration = Duration::from_secs(10);
 
@@ -198,9 +202,9 @@ pub async fn install(source: &str, plan: &Plan, mut say: impl FnMut(Event)) -> R
         running: running_version(&status),
         failed: book.pages.failed.as_deref().and_then(Version::parse),
     };
-    let (source, bundle) = choose(&rauc, source, &here, plan.insist).await?;
+    let (source, bundle) = choose(&rauc, source, &here, &plan.insist).await?;
     say(Event::Bundle(bundle.clone()));
-    let version = gate::take(&bundle, &here, plan.insist).map_err(UpdateError::Refused)?;
+    let version = gate::take(&bundle, &here, &plan.insist).map_err(UpdateError::Refused)?;
     let about = |phase| Update { version: Some(bundle.version.clone()), ..Update::new(phase) };
     let holds = plan.holds(book.pages.on_trial(&status));
     if !holds.is_empty() {
@@ -217,7 +221,7 @@ pub async fn install(source: &str, plan: &Plan, mut say: impl FnMut(Event)) -> R
     });
     book.save().map_err(|e| plan.unusable(e))?;
     log::info!(event = "update_started", version = bundle.version.as_str(); "installing {version}");
-    let written = rauc.install(&source, |progress| {
+    let written = rauc.install(&source, &bundle, |progress| {
         plan.tell(Update { percent: u8::try_from(progress.percent).ok(), ..about(UpdatePhase::Installing) });
         say(Event::Progress(progress.clone()));
     });
@@ -231,6 +235,35 @@ pub async fn install(source: &str, plan: &Plan, mut say: impl FnMut(Event)) -> R
     Ok(Outcome::Installed(version))
 }
 
+/// The order that lies in the mailbox, unless it was done before; what is void is thrown away.
+pub fn ordered(plan: &Plan, mailbox: &Mailbox) -> Option<Order> {
+    let order = match mailbox.look(clock::wall_ms())? {
+        Ok(order) => order,
+        Err(void) => {
+            log::warn!(event = "order_void"; "an order is thrown away: {void}");
+            mailbox.clear();
+            return None;
+        }
+    };
+    if book::look(&plan.directory).is_ok_and(|pages| pages.orders.contains(&order.order_id)) {
+        mailbox.clear();
+        return None;
+    }
+    Some(order)
+}
+
+/// An order has come to its end, whatever that was.
+pub fn close_order(plan: &Plan, mailbox: &Mailbox, order: &Order) -> Result<(), UpdateError> {
+    let mut book = plan.book()?;
+    let orders = &mut book.pages.orders;
+    orders.push(order.order_id.clone());
+    let surplus = orders.len().saturating_sub(ORDERS_MAX);
+    orders.drain(..surplus);
+    book.save().map_err(|e| plan.unusable(e))?;
+    mailbox.clear();
+    Ok(())
+}
+
 fn said(holds: &[Hold]) -> Vec<String> {
     holds.iter().map(ToString::to_string).collect()
 }
@@ -240,7 +273,7 @@ async fn choose(
     rauc: &Rauc,
     source: &str,
     here: &Here,
-    insist: Insist,
+    insist: &Insist,
 ) -> Result<(String, Bundle), UpdateError> {
     if source.starts_with("https://") {
         let bundle = rauc.inspect(source).await.map_err(UpdateError::Rauc)?;

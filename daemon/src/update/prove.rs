@@ -61,7 +61,7 @@ pub async fn mark_good(plan: &Plan, wait: Duration) -> Result<Marked, UpdateErro
             }
             settle(plan, &mut book.pages, &status);
             book.save().map_err(|e| plan.unusable(e))?;
-            log::info!(event = "slot_good", slot = status.booted.as_str(); "{words}");
+            log::info!(event = "slot_good", slot = status.running_name(); "{words}");
             if news {
                 plan.tell(Update { version: version(&status), ..Update::new(UpdatePhase::Good) });
             }
@@ -75,7 +75,7 @@ pub async fn mark_good(plan: &Plan, wait: Duration) -> Result<Marked, UpdateErro
     }
     let failed = version(&status);
     book.pages.trial = Some(super::Trial {
-        slot: status.booted.clone(),
+        slot: status.running_name(),
         version: failed.clone().unwrap_or_default(),
         written_in: clock::boot_id(),
         failure: Some(missing.clone()),
@@ -101,7 +101,9 @@ fn settle(plan: &Plan, pages: &mut super::book::Pages, status: &RaucStatus) {
         let why = trial.failure.clone().unwrap_or_else(|| "it did not come up".into());
         let reason = format!(
             "version {} in slot {}: {why}; slot {} runs again",
-            trial.version, trial.slot, status.booted
+            trial.version,
+            trial.slot,
+            status.running_name()
         );
         let update = Update {
             version: Some(trial.version.clone()),
@@ -113,7 +115,7 @@ fn settle(plan: &Plan, pages: &mut super::book::Pages, status: &RaucStatus) {
         if plan.tell(update) {
             pages.trial = None;
         }
-    } else if trial.slot == status.booted || trial.written_in != this_run {
+    } else if trial.slot == status.running_name() || trial.written_in != this_run {
         pages.trial = None;
     }
 }

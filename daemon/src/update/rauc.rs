@@ -82,6 +82,11 @@ impl RaucStatus {
         self.slots.iter().find(|s| s.state == "booted")
     }
 
+    /// The boot loader's name of the slot that runs; `BootSlot` may be a device instead.
+    pub fn running_name(&self) -> String {
+        self.running().and_then(|s| s.bootname.clone()).unwrap_or_else(|| self.booted.clone())
+    }
+
     /// A slot that could run instead.
     pub fn other(&self) -> Option<&Slot> {
         self.slots.iter().find(|s| s.state != "booted")
@@ -163,23 +168,32 @@ impl Rauc {
                 Ok(Bundle {
                     compatible: text(&update, "compatible").unwrap_or_default(),
                     version: text(&update, "version").unwrap_or_default(),
+                    manifest_hash: text(&info, "manifest-hash"),
                 })
             }
             // RAUC before 1.9 has only the older call.
             Err(RaucError::Refused { words, .. }) if words.contains("InspectBundle") => {
                 let (compatible, version) = self.call(doing, "Info", &(source)).await?;
-                Ok(Bundle { compatible, version })
+                Ok(Bundle { compatible, version, manifest_hash: None })
             }
             Err(error) => Err(error),
         }
     }
 
     /// Writes a bundle to the slot that does not run; tells how far it is. Ends with RAUC's verdict.
-    pub async fn install(&self, source: &str, mut progress: impl FnMut(&Progress)) -> Result<(), RaucError> {
+    pub async fn install(
+        &self,
+        source: &str,
+        bundle: &Bundle,
+        mut progress: impl FnMut(&Progress),
+    ) -> Result<(), RaucError> {
         // Listening begins before asking: an installation may fail at once.
         let mut completed = self.proxy.receive_signal("Completed").await.map_err(RaucError::Reach)?;
         let mut owner = self.proxy.receive_owner_changed().await.map_err(RaucError::Reach)?;
-        let arguments = (source, HashMap::<&str, Value>::new());
+        // What was looked at is what is installed, though the stick or the server may have changed it since.
+        let hash = bundle.manifest_hash.as_deref();
+        let expected = hash.map(|hash| ("require-manifest-hash", Value::from(hash))).into_iter();
+        let arguments = (source, expected.collect::<HashMap<&str, Value>>());
         self.call::<()>("install", "InstallBundle", &arguments).await?;
         let mut last = None;
         loop {

@@ -23,6 +23,7 @@ SRC_URI = "file://10-ichd-journald.conf \
     file://ichd-mark-good.service \
     file://ichd-provision.service \
     file://ichd-tmpfiles.conf \
+    file://ichd-update.path \
     file://ichd-update.service \
     file://ichd-update.timer \
     file://ichd.nft \
@@ -49,6 +50,7 @@ SYSTEMD_SERVICE:${PN} = "boot-efi.mount \
     ichd-firewall.service \
     ichd-mark-good.service \
     ichd-provision.service \
+    ichd-update.path \
     ichd-update.service \
     ichd-update.timer \
     var-lib.mount \
