@@ -10,7 +10,7 @@ fn sources(folder: &Path, found: &mut Vec<String>) {
         let path = entry.path();
         if path.is_dir() && !path.ends_with("node_modules") {
             sources(&path, found);
-        } else if path.extension().is_some_and(|e| e == "rs" || e == "ts") {
+        } else if path.extension().is_some_and(|e| e == "rs" || e == "mjs") {
             found.push(std::fs::read_to_string(&path).unwrap());
         }
     }

@@ -11,6 +11,8 @@ use zbus::zvariant::{OwnedValue, Value};
 use super::gate::Bundle;
 
 const NAME: &str = "de.pengutronix.rauc";
+/// Argument of InstallBundle: refuse another bundle than the one that was inspected.
+const MANIFEST_HASH: &str = "require-manifest-hash";
 const INTERFACE: &str = "de.pengutronix.rauc.Installer";
 /// Between two looks at the progress.
 const LOOK: Duration = Duration::from_millis(300);
@@ -191,10 +193,15 @@ impl Rauc {
         let mut completed = self.proxy.receive_signal("Completed").await.map_err(RaucError::Reach)?;
         let mut owner = self.proxy.receive_owner_changed().await.map_err(RaucError::Reach)?;
         // What was looked at is what is installed, though the stick or the server may have changed it since.
-        let hash = bundle.manifest_hash.as_deref();
-        let expected = hash.map(|hash| ("require-manifest-hash", Value::from(hash))).into_iter();
-        let arguments = (source, expected.collect::<HashMap<&str, Value>>());
-        self.call::<()>("install", "InstallBundle", &arguments).await?;
+        let hash = bundle.manifest_hash.as_deref().map(|hash| (MANIFEST_HASH, Value::from(hash)));
+        let asked = (source, hash.into_iter().collect::<HashMap<&str, Value>>());
+        match self.call::<()>("install", "InstallBundle", &asked).await {
+            // RAUC says the hash for longer than it takes it.
+            Err(RaucError::Refused { words, .. }) if words.contains(MANIFEST_HASH) => {
+                self.call::<()>("install", "InstallBundle", &(source, HashMap::<&str, Value>::new())).await?;
+            }
+            asked => asked?,
+        }
         let mut last = None;
         loop {
             tokio::select! {
@@ -275,7 +282,12 @@ fn group(info: &HashMap<String, OwnedValue>, name: &str) -> HashMap<String, Owne
 }
 
 fn text(values: &HashMap<String, OwnedValue>, key: &str) -> Option<String> {
-    values.get(key).and_then(|v| v.downcast_ref::<String>().ok()).filter(|s| !s.is_empty())
+    // Within the variant that every value has, some have one of their own.
+    let mut value = &**values.get(key)?;
+    while let Value::Value(inner) = value {
+        value = inner;
+    }
+    value.downcast_ref::<String>().ok().filter(|s| !s.is_empty())
 }
 
 fn one_line(words: &str) -> String {
