@@ -21,6 +21,8 @@ SRC_URI = "file://10-ichd-journald.conf \
     file://grub-editenv \
     file://ichd-firewall.service \
     file://ichd-mark-good.service \
+    file://ichd-model.service \
+    file://ichd-model.timer \
     file://ichd-provision.service \
     file://ichd-tmpfiles.conf \
     file://ichd-update.path \
@@ -49,6 +51,8 @@ SYSTEMD_SERVICE:${PN} = "boot-efi.mount \
     etc-mosquitto.mount \
     ichd-firewall.service \
     ichd-mark-good.service \
+    ichd-model.service \
+    ichd-model.timer \
     ichd-provision.service \
     ichd-update.path \
     ichd-update.service \
