@@ -1,0 +1,124 @@
+"""The machine: QEMU with OVMF under software emulation, its power, its serial lines, its disk seen from outside."""
+
+import pathlib
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+
+EFI_OFFSET = 1 << 20
+FIRMWARE = pathlib.Path("/usr/share/OVMF")
+
+
+class Machine:
+    """One machine that is switched on and off; the disk stays."""
+
+    def __init__(self, work: pathlib.Path, disk: pathlib.Path):
+        self.work, self.disk = work, disk
+        self.process = self.shell = None
+        self.console = work / "console.log"
+        self.boots = 0
+        # The same ports in every run, so that a station that waits finds the machine again.
+        self.ports = {104: free_port(), 8883: free_port()}
+
+    def on(self):
+        sockets = self.work / "shell.sock"
+        sockets.unlink(missing_ok=True)
+        variables = self.work / "firmware-variables.fd"
+        if not variables.exists():
+            shutil.copy(FIRMWARE / "OVMF_VARS_4M.fd", variables)
+        forward = "".join(f",hostfwd=tcp:127.0.0.1:{outside}-:{inside}" for inside, outside in self.ports.items())
+        self.boots += 1
+        log = self.console.with_name(f"console-{self.boots:02}.log")
+        self.console = log
+        self.process = subprocess.Popen(
+            [
+                "nice", "-n", "10", "qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,thread=multi,tb-size=512",
+                "-cpu", "max,la57=off,svm=off", "-smp", "2", "-m", "1536", "-display", "none", "-no-user-config", "-nodefaults",
+                "-drive", f"if=pflash,format=raw,readonly=on,file={FIRMWARE}/OVMF_CODE_4M.fd",
+                "-drive", f"if=pflash,format=raw,file={variables}",
+                # What the guest has written to its disk outlives QEMU: this host's page cache is not what loses power.
+                # What the guest holds in memory is gone, as it would be.
+                "-drive", f"if=virtio,format=raw,file={self.disk},cache=unsafe",
+                "-netdev", f"user,id=n{forward}", "-device", "virtio-net-pci,netdev=n", "-device", "virtio-rng-pci",
+                "-device", "i6300esb", "-action", "watchdog=reset",
+                "-serial", f"file:{log}", "-serial", f"unix:{sockets},server=on,wait=off",
+            ],
+            stderr=(self.work / "qemu.log").open("a"),
+        )
+        until = time.monotonic() + 60
+        while True:
+            try:
+                self.shell = socket.socket(socket.AF_UNIX)
+                self.shell.connect(str(sockets))
+                return
+            except OSError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.2)
+
+    def power_cut(self):
+        if self.process and self.process.poll() is None:
+            # nice(1) became QEMU: it is the process itself.
+            self.process.kill()
+            self.process.wait()
+        if self.shell:
+            self.shell.close()
+
+    def pause(self, on: bool):
+        self.process.send_signal(signal.SIGSTOP if on else signal.SIGCONT)
+
+    def grubenv(self) -> bytes:
+        """The boot loader's environment as it lies on the disk at this moment."""
+        read = subprocess.run(["mtype", "-i", f"{self.disk}@@{EFI_OFFSET}", "::/EFI/BOOT/grubenv"], capture_output=True)
+        return read.stdout
+
+    def send(self, line: str):
+        self.shell.sendall(line.encode() + b"\n")
+
+    def sh(self, command: str, patience_s: float = 300) -> tuple[int, str]:
+        """Runs a command in the guest; exit code and output."""
+        mark = f"mark{random.getrandbits(40):010x}"
+        # The echo of the typed line holds the mark in two halves, so that only the answer matches.
+        self.send(f"{command}\necho {mark[:6]}'{mark[6:]}' $?")
+        until, seen = time.monotonic() + patience_s, b""
+        self.shell.settimeout(1)
+        while time.monotonic() < until:
+            try:
+                more = self.shell.recv(65536)
+            except TimeoutError:
+                continue
+            if not more:
+                raise ConnectionError("the machine is off")
+            seen += more
+            found = re.search(rb"(?s)(.*)" + mark.encode() + rb" (\d+)", seen)
+            if found:
+                return int(found[2]), found[1].decode(errors="replace").replace("\r", "")
+        raise TimeoutError(f"no answer to `{command}`: {seen[-400:]!r}")
+
+    def must(self, command: str, patience_s: float = 300) -> str:
+        code, words = self.sh(command, patience_s)
+        assert code == 0, f"`{command}` ended with {code}: {words}"
+        return words
+
+    def up(self, patience_s: float = 1500):
+        """Waits until a shell answers."""
+        until = time.monotonic() + patience_s
+        while True:
+            try:
+                self.sh("stty -echo; PS1=; true", 15)
+                return
+            except TimeoutError:
+                if time.monotonic() > until:
+                    raise
+
+    def boot_id(self, patience_s: float = 300) -> str:
+        return self.must("cat /proc/sys/kernel/random/boot_id", patience_s).split()[-1]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
