@@ -496,6 +496,7 @@ fn a_slot_stays_only_after_proof_of_life_and_a_failed_one_is_left_aloud() {
     std::fs::write(machine.at("primary"), "B\n").unwrap();
     machine.reboots();
     assert_eq!(mark(&machine, &[]).0, 0);
+    assert_eq!(machine.read("state.A"), "bad");
     let status = machine.status();
     assert_eq!((&status["failed"], &status["trial"]), (&"8.0.1".into(), &Value::Null), "{status}");
 }

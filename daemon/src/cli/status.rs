@@ -50,6 +50,10 @@ pub fn status(args: &Args) -> Result<(), Failure> {
         println!("last study     {}", age(h.last_study_age_s));
         println!("proof of life  {}", age(h.last_proof_age_s));
         println!("open alerts    {}, {} documents waiting", h.open_alerts, h.outbox_depth);
+        if let Some(update) = &s.update {
+            let version = update.version.as_deref().unwrap_or("");
+            println!("update         {:?} {version} {}", update.phase, update.reasons.join("; "));
+        }
         for station in &standing.stations {
             let field = |name: &str| station.get(name).and_then(|v| v.as_str()).unwrap_or("").to_owned();
             println!(

@@ -59,6 +59,10 @@ pub async fn mark_good(plan: &Plan, wait: Duration) -> Result<Marked, UpdateErro
             if let Some(slot) = status.running() {
                 book.pages.proven.insert(slot.bootname.clone().unwrap_or_default(), installation(slot));
             }
+            if book.pages.fell_back(&status, &clock::boot_id()).is_some() {
+                // So that no boot loader that runs out of attempts here tries it again.
+                rauc.mark("bad", "other").await.map_err(UpdateError::Rauc)?;
+            }
             settle(plan, &mut book.pages, &status);
             book.save().map_err(|e| plan.unusable(e))?;
             log::info!(event = "slot_good", slot = status.running_name(); "{words}");
