@@ -36,6 +36,9 @@ pub mod enrol;
 pub mod atna;
 pub mod evidence;
 
+#[cfg(test)]
+mod contract;
+
 pub mod clock;
 pub mod config;
 pub mod control;

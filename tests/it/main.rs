@@ -10,6 +10,7 @@ mod backends;
 mod chain;
 mod chaos;
 mod commitment;
+mod contract;
 mod disk;
 mod enhanced;
 mod enrolment;

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use ichd_phantom::{Bleed, SeriesOptions, Side};
@@ -110,10 +110,11 @@ impl Drop for Mosquitto {
     }
 }
 
-/// `mosquitto_sub` on everything; documents as (topic, JSON).
+/// `mosquitto_sub` on everything; documents as (topic, JSON). One that is not as `docs/contract` says fails its test.
 pub struct Listener {
     child: Child,
     lines: Receiver<(String, Value)>,
+    complaints: Arc<Mutex<Vec<String>>>,
 }
 
 impl Listener {
@@ -125,17 +126,22 @@ impl Listener {
             .expect("mosquitto_sub is needed (tests/run installs it)");
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let (tx, lines) = channel();
+        let complaints = Arc::<Mutex<Vec<String>>>::default();
+        let wrong = complaints.clone();
         std::thread::spawn(move || {
             for line in stdout.lines().map_while(Result::ok) {
                 let Some((topic, body)) = line.split_once(' ') else { continue };
-                if let Ok(body) = serde_json::from_str(body)
-                    && tx.send((topic.to_owned(), body)).is_err()
-                {
+                let Ok(body) = serde_json::from_str(body) else { continue };
+                let found = crate::contract::complaints(&body);
+                if !found.is_empty() {
+                    wrong.lock().unwrap().push(format!("{topic} {body}: {found:?}"));
+                }
+                if tx.send((topic.to_owned(), body)).is_err() {
                     return;
                 }
             }
         });
-        Listener { child, lines }
+        Listener { child, lines, complaints }
     }
 
     /// The next document of a schema.
@@ -179,6 +185,10 @@ impl Drop for Listener {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        let complaints = self.complaints.lock().unwrap();
+        if !std::thread::panicking() {
+            assert!(complaints.is_empty(), "not as docs/contract says: {complaints:#?}");
+        }
     }
 }
 

@@ -15,6 +15,7 @@ pub const DISCLAIMER: &str = "Notification of a suspected finding by software, n
 /// What an alert is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Kind {
     /// A suspected finding.
     Finding,
@@ -27,6 +28,7 @@ pub enum Kind {
 /// Where an alert stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum AlertState {
     /// Raised; nobody has confirmed to have it.
     Raised,
@@ -53,6 +55,7 @@ impl AlertState {
 
 /// `ichd.alert/1`: the whole state of one alert. A receiver applies it only if `rev` is higher than what it holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Alert {
     /// `ichd.alert/1`.
     pub schema: String,
@@ -131,6 +134,7 @@ pub struct Alert {
 
 /// What the wall times are worth.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ClockInfo {
     /// Whether the system clock is synchronised; `None` if not known.
     pub synced: Option<bool>,
@@ -140,6 +144,7 @@ pub struct ClockInfo {
 
 /// Whom it concerns.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Subject {
     /// Short code to say on the phone, such as `K7P-29`.
     pub r#ref: String,
@@ -153,6 +158,7 @@ pub struct Subject {
 
 /// Which study.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct StudyInfo {
     /// Keyed hash of the Study Instance UID.
     pub study_ref: String,
@@ -164,6 +170,7 @@ pub struct StudyInfo {
 
 /// What is suspected. Profile `triage` leaves everything but the operating point out.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AlertFinding {
     /// Most probable first.
     pub subtypes: Vec<Class>,
@@ -195,6 +202,7 @@ impl AlertFinding {
 
 /// What to know of the input.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Quality {
     /// No flag.
     pub ok: bool,
@@ -204,6 +212,7 @@ pub struct Quality {
 
 /// How long it took.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AlertTimings {
     /// Last slice stored to verdict.
     pub last_slice_to_verdict: Option<u64>,
@@ -213,6 +222,7 @@ pub struct AlertTimings {
 
 /// Where the ladder stands.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Escalation {
     /// Name of the ladder.
     pub policy: String,
@@ -230,6 +240,7 @@ pub struct Escalation {
 
 /// A station has it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Receipt {
     /// Which one.
     pub station: String,
@@ -245,6 +256,7 @@ pub struct Receipt {
 
 /// A named person took it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Ack {
     /// Where.
     pub station: String,
@@ -260,6 +272,7 @@ pub struct Ack {
 
 /// Somebody is looking.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Claim {
     /// Where.
     pub station: String,
@@ -271,6 +284,7 @@ pub struct Claim {
 
 /// Whether it was right.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Feedback {
     /// Where.
     pub station: String,
@@ -284,6 +298,7 @@ pub struct Feedback {
 
 /// Trouble of the box itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Technical {
     /// Stable code.
     pub code: String,
@@ -293,6 +308,7 @@ pub struct Technical {
 
 /// `ichd.study/1`: what became of one series.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct StudyDisposition {
     /// `ichd.study/1`.
     pub schema: String,
@@ -320,6 +336,7 @@ pub struct StudyDisposition {
 /// State of the appliance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum State {
     /// Starting.
     Init,
@@ -337,6 +354,7 @@ pub enum State {
 
 /// `ichd.status/1`, retained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Status {
     /// `ichd.status/1`.
     pub schema: String,
@@ -402,6 +420,7 @@ impl Update {
 
 /// `ichd.heartbeat/1`: liveness of the pipeline, not of the socket.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Heartbeat {
     /// `ichd.heartbeat/1`.
     pub schema: String,

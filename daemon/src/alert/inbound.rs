@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 const BYTES_MAX: usize = 16 << 10;
 /// Longest name, reason or id, characters.
 const TEXT_MAX: usize = 200;
+/// Shortest `action_id` that can be unique, bytes.
+const ACTION_ID_MIN: usize = 8;
 
 /// Why a document of a station is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -15,6 +17,7 @@ pub struct BadDocument(pub String);
 /// Whether a station can take an alert.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Presence {
     /// A shift is on, somebody looks.
     Ready,
@@ -26,6 +29,7 @@ pub enum Presence {
 
 /// `ichd.station/1`, retained.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct StationStatus {
     /// `ichd.station/1`.
     pub schema: String,
@@ -33,12 +37,15 @@ pub struct StationStatus {
     pub state: Presence,
     /// Whom it serves, such as `nurse`.
     #[serde(default)]
+    #[cfg_attr(test, schemars(length(max = TEXT_MAX)))]
     pub role: String,
     /// Where it stands.
     #[serde(default)]
+    #[cfg_attr(test, schemars(length(max = TEXT_MAX)))]
     pub ward: String,
     /// Who has started the shift.
     #[serde(default)]
+    #[cfg_attr(test, schemars(length(max = TEXT_MAX)))]
     pub user: Option<String>,
     /// Somebody heard the test tone.
     #[serde(default)]
@@ -48,12 +55,22 @@ pub struct StationStatus {
     pub visible: bool,
     /// Version of the page.
     #[serde(default)]
+    #[cfg_attr(test, schemars(length(max = TEXT_MAX)))]
     pub version: String,
+    /// Since when, RFC 3339.
+    #[serde(default)]
+    #[cfg_attr(test, schemars(length(max = TEXT_MAX)))]
+    pub shift_started_at: Option<String>,
+    /// `page`, `phone`, `prober`.
+    #[serde(default)]
+    #[cfg_attr(test, schemars(length(max = TEXT_MAX)))]
+    pub kind: String,
 }
 
 /// How far an alert has come on a station.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum ReceiptStage {
     /// The document is there.
     Received,
@@ -65,6 +82,7 @@ pub enum ReceiptStage {
 
 /// `ichd.receipt/1`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ReceiptMessage {
     /// `ichd.receipt/1`.
     pub schema: String,
@@ -79,6 +97,7 @@ pub struct ReceiptMessage {
 /// What a person does with an alert.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Verb {
     /// "I have it": ends escalation.
     Ack,
@@ -99,6 +118,7 @@ pub enum Verb {
 /// Was the alert right?
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Opinion {
     /// There was a bleed.
     Right,
@@ -110,21 +130,26 @@ pub enum Opinion {
 
 /// `ichd.action/1`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ActionMessage {
     /// `ichd.action/1`.
     pub schema: String,
     /// Unique; a repetition gets the first answer again.
+    #[cfg_attr(test, schemars(length(min = ACTION_ID_MIN, max = TEXT_MAX)))]
     pub action_id: String,
     /// Which alert.
+    #[cfg_attr(test, schemars(length(max = TEXT_MAX)))]
     pub alert_id: String,
     /// The revision that the person saw.
     pub rev: u64,
     /// What to do.
     pub verb: Verb,
     /// Named person.
+    #[cfg_attr(test, schemars(length(min = 1, max = TEXT_MAX)))]
     pub user: String,
     /// Free words.
     #[serde(default)]
+    #[cfg_attr(test, schemars(length(max = TEXT_MAX)))]
     pub reason: Option<String>,
     /// With verb `feedback`.
     #[serde(default)]
@@ -150,6 +175,7 @@ pub struct CommandMessage {
 /// What became of an action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum ActionResult {
     /// Done.
     Accepted,
@@ -162,6 +188,7 @@ pub enum ActionResult {
 /// Why, as a stable code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum ActionCode {
     /// No objection.
     Ok,
@@ -183,6 +210,7 @@ pub enum ActionCode {
 
 /// `ichd.reply/1`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Reply {
     /// `ichd.reply/1`.
     pub schema: String,
@@ -228,7 +256,8 @@ pub fn parse(
     let parsed = match (kind, target) {
         ("status", None) if payload.is_empty() => Ok(Inbound::Status(None)),
         ("status", None) => read::<StationStatus>(payload, "ichd.station/1", |s| &s.schema).and_then(|s| {
-            short(&[&s.role, &s.ward, &s.version, s.user.as_deref().unwrap_or("")])?;
+            let since = s.shift_started_at.as_deref().unwrap_or("");
+            short(&[&s.role, &s.ward, &s.version, &s.kind, since, s.user.as_deref().unwrap_or("")])?;
             Ok(Inbound::Status(Some(s)))
         }),
         ("receipt", Some(to)) if to == device => {
@@ -289,8 +318,8 @@ fn short(texts: &[&str]) -> Result<(), BadDocument> {
 
 fn check(action: ActionMessage) -> Result<ActionMessage, BadDocument> {
     short(&[&action.action_id, &action.alert_id, &action.user, action.reason.as_deref().unwrap_or("")])?;
-    if action.action_id.len() < 8 {
-        return Err(BadDocument("action_id is shorter than 8 characters".into()));
+    if action.action_id.len() < ACTION_ID_MIN {
+        return Err(BadDocument(format!("action_id is shorter than {ACTION_ID_MIN} characters")));
     }
     if action.user.trim().is_empty() {
         return Err(BadDocument("user is empty: a named person acts".into()));

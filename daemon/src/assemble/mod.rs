@@ -30,6 +30,7 @@ pub struct PlacedSlice {
 /// Something true of the geometry that a reader of the result should know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Flag {
     /// At least one step is about a whole multiple of the usual one: slices are missing.
     MissingSlices,

@@ -85,6 +85,7 @@ impl Why {
 /// Which side of the patient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Side {
     /// Patient's left.
     Left,
@@ -201,6 +202,7 @@ pub struct Policy {
 /// Whether the series was complete when it was judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Stage {
     /// Slices were still arriving.
     Provisional,
@@ -418,6 +420,7 @@ struct CanonicalVerdict<'a> {
 
 /// Scores with their class names, for people and other programs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct NamedScores {
     any: f32,
     epidural: f32,

@@ -31,6 +31,7 @@ use crate::dicom::SliceId;
 /// The RSNA-2019 classes, in the order in which every tensor, document and table holds them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Class {
     /// Any hemorrhage.
     Any,
@@ -164,6 +165,7 @@ pub struct SliceReading {
 
 /// Which model answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ModelId {
     /// Identifier from the manifest.
     pub id: String,

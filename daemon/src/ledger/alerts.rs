@@ -231,6 +231,7 @@ pub struct Silence {
 
 /// The site's own experience with its alerts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Experience {
     /// Alerts of the time asked about that people judged.
     pub judged: u64,

@@ -12,7 +12,7 @@
 //! log, a metric or a file name; an alert that waits because its patient could not be sealed.
 
 pub mod jwe;
-mod subject;
+pub(crate) mod subject;
 
 use std::path::{Path, PathBuf};
 

@@ -24,6 +24,7 @@ const WIDTH_HU: f32 = 80.0;
 
 /// `ichd.subject/1`, the text inside `subject.enc`.
 #[derive(Debug, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Subject {
     schema: &'static str,
     /// Of the alert it belongs to; a reader drops what stands in another.
