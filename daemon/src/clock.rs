@@ -40,6 +40,8 @@ pub struct Reading {
     pub wall_ms: u64,
     /// Monotonic clock, ms since the machine started.
     pub boot_ms: u64,
+    /// Whether something keeps the wall clock right; `None` if nobody says.
+    pub synced: Option<bool>,
 }
 
 /// Where the time comes from: the system's clocks, or a script in a test.
@@ -49,7 +51,7 @@ pub struct Source(Arc<dyn Fn() -> Reading + Send + Sync>);
 impl Source {
     /// The system's clocks.
     pub fn system() -> Self {
-        Source(Arc::new(|| Reading { wall_ms: wall_ms(), boot_ms: boot_ms() }))
+        Source(Arc::new(|| Reading { wall_ms: wall_ms(), boot_ms: boot_ms(), synced: synced() }))
     }
 
     /// A clock that says what `read` says.

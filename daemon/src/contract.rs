@@ -11,7 +11,7 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Value, json};
 
-use crate::alert::{document, inbound, topic};
+use crate::alert::{document, inbound, request, topic};
 use crate::config::{Profile, Site};
 
 /// A document: file name, version that stands in its `schema`, JSON Schema.
@@ -46,6 +46,9 @@ fn documents() -> Vec<Document> {
         document::<inbound::StationStatus>("station", "ichd.station/1", false),
         document::<inbound::ReceiptMessage>("receipt", "ichd.receipt/1", false),
         document::<inbound::ActionMessage>("action", "ichd.action/1", false),
+        document::<inbound::CommandMessage>("command", "ichd.command/1", false),
+        document::<request::Answer>("answer", "ichd.answer/1", true),
+        document::<request::RequestMessage>("request", "ichd.request/1", false),
         document::<crate::privacy::subject::Subject>("subject", "ichd.subject/1", true),
     ]
 }
@@ -125,6 +128,15 @@ fn channels() -> Vec<Channel> {
             )
         },
         Channel {
+            expiry_s: Some(60),
+            ..channel(
+                "answer",
+                topic::answer(&site, "{station}"),
+                true,
+                "To an engineer's request: a proof of life, the newest series of the ledger, a replay.",
+            )
+        },
+        Channel {
             retain: true,
             ..channel(
                 "station",
@@ -148,7 +160,17 @@ fn channels() -> Vec<Channel> {
                 "action",
                 of_station("action/{device}"),
                 false,
-                "A named person does something with an alert. `feedback` goes with verb `feedback`, and only with it.",
+                "A named person does something with an alert. `feedback` goes with verb `feedback`, and only with it. \
+                 Or an engineer orders an update (`ichd.command/1`).",
+            )
+        },
+        Channel {
+            expiry_s: Some(60),
+            ..channel(
+                "request",
+                of_station("request/{device}"),
+                false,
+                "An engineer's station asks the box for something that changes no alert.",
             )
         },
     ]
@@ -160,9 +182,11 @@ fn asyncapi() -> Value {
         let levels = c.address.split('/').filter_map(|level| level.strip_prefix('{')?.strip_suffix('}'));
         let parameters: Value =
             levels.map(|name| (name.to_owned(), json!({"description": parameter(name)}))).collect();
+        let on_it = if c.name == "action" { vec!["action", "command"] } else { vec![c.name] };
+        let on_it = on_it.into_iter().map(|name| (name.to_owned(), message(name)));
         channels_json[c.name] = json!({
             "address": c.address, "description": c.about, "parameters": parameters,
-            "messages": {c.name: {"$ref": format!("#/components/messages/{}", c.name)}},
+            "messages": on_it.collect::<Value>(),
         });
         let mut binding = json!({"qos": c.qos, "retain": c.retain, "bindingVersion": "0.2.0"});
         if let Some(s) = c.expiry_s {
@@ -197,6 +221,10 @@ fn asyncapi() -> Value {
         "operations": operations,
         "components": {"messages": messages, "securitySchemes": {"certificate": {"type": "X509"}}},
     })
+}
+
+fn message(name: &str) -> Value {
+    json!({"$ref": format!("#/components/messages/{name}")})
 }
 
 fn parameter(name: &str) -> &'static str {
@@ -280,6 +308,8 @@ fn the_schema_of_what_stations_say_is_the_daemons_own_judgement() {
         changed.as_object_mut().unwrap().remove(key);
         changed
     };
+    let request = json!({"schema": "ichd.request/1", "request_id": "r-000001", "command": "replay", "user": "Ann",
+                         "series_ref": "5f"});
     let long = "x".repeat(201);
     let cases = [
         ("action", action.clone()),
@@ -297,6 +327,11 @@ fn the_schema_of_what_stations_say_is_the_daemons_own_judgement() {
         ("action", with(&action, "verb", json!(null))),
         ("action", with(&action, "schema", json!("ichd.action/2"))),
         ("action", with(&action, "of_a_later_version", json!(1))),
+        ("request", request.clone()),
+        ("request", without(&request, "series_ref")),
+        ("request", without(&request, "user")),
+        ("request", with(&request, "command", json!("shutdown"))),
+        ("request", with(&request, "request_id", json!("short"))),
         ("receipt", receipt.clone()),
         ("receipt", without(&receipt, "stage")),
         ("receipt", with(&receipt, "stage", json!("read"))),

@@ -177,6 +177,8 @@ pub async fn run(
         publisher::Publisher::new(&config.alert, &config.health, ledger.clone(), reader.model().clone())
             .map_err(RunError::Tls)?
             .ordering(Mailbox::new(&config.state.directory, &config.site, order_keys));
+    let (asked_tx, asked) = mpsc::channel(control::desk::WAITING_MAX);
+    let publisher = publisher.asking(asked_tx);
     let stations = publisher.stations();
     let links = publisher.spawn(wake.clone(), pulses.register("alert"), shutdown.clone());
     links.status.send_modify(|status| status.slot = update::booted_slot());
@@ -203,6 +205,7 @@ pub async fn run(
     );
 
     let (jobs, outcomes) = infer::driver::spawn(reader.clone(), infer_pulse).map_err(RunError::Thread)?;
+    let idle = jobs.idle();
     let (actions_tx, actions) = mpsc::channel(ACTIONS_MAX);
     let (failed_tx, failed) = mpsc::channel(ACTIONS_MAX);
     let (forget_tx, forget) = mpsc::channel(ACTIONS_MAX);
@@ -273,6 +276,16 @@ pub async fn run(
         stations: stations.clone(),
     };
     let prover = tokio::spawn(prover.run(proofs, shutdown.clone()));
+    let desk = control::desk::Desk {
+        ledger: ledger.clone(),
+        proof_wanted: proof_wanted.clone(),
+        reader: reader.clone(),
+        idle,
+        state_directory: config.state.directory.clone(),
+        slices_max: config.assemble.slices_max,
+        wake: wake.clone(),
+    };
+    let desk = tokio::spawn(desk.run(asked, shutdown.clone()));
     let control = control::Control {
         ledger: ledger.clone(),
         stations: stations.clone(),
@@ -344,6 +357,7 @@ pub async fn run(
         ("proof", prover),
         ("watch", watcher),
         ("control", control),
+        ("desk", desk),
         ("alert", links.task),
         ("report", reports),
         ("forward", forwards),

@@ -205,6 +205,11 @@ pub fn expiry_reason<'a>(paths: impl Iterator<Item = &'a Path>, now_ms: u64) -> 
     reason(expiries.min()?, now_ms)
 }
 
+/// Whether an [`expiry_reason`] is trouble today; before that it is a warning.
+pub fn fails_soon(reason: &str) -> bool {
+    matches!(reason, "certificate_expired" | "certificate_expires:1")
+}
+
 fn reason(expiry_ms: u64, now_ms: u64) -> Option<String> {
     if expiry_ms <= now_ms {
         return Some("certificate_expired".into());
@@ -360,6 +365,9 @@ mod tests {
         assert_eq!(said(7).as_deref(), Some("certificate_expires:7"));
         assert_eq!(said(1).as_deref(), Some("certificate_expires:1"));
         assert_eq!(said(0).as_deref(), Some("certificate_expired"));
+        // It degrades the box only when it is about to.
+        let soon: Vec<bool> = [30, 7, 1, 0].map(|days| fails_soon(&said(days).unwrap())).into();
+        assert_eq!(soon, [false, false, true, true]);
     }
 
     #[test]

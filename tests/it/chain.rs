@@ -126,3 +126,45 @@ fn a_silence_has_an_author_and_an_end_and_the_record_goes_on() {
         station.seen(|s| s.alerts.values().any(|a| a["escalation"]["muted_until"].is_null()))
     });
 }
+
+#[test]
+fn an_engineers_station_asks_for_ledger_replay_and_proof_and_a_nurses_may_not() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let listener = Listener::on(&broker);
+    let (bench, ward) = (
+        Station::on_shift(broker.port, "bench", "engineer"),
+        Station::on_shift(broker.port, "ward-3", "nurse"),
+    );
+    let appliance = Appliance::alerts_to(&broker);
+    assert!(storescu(appliance.port, &Phantom::bleed().files, &[]).0);
+    let uid = appliance.dispositions(1)[0]["series_uid"].as_str().unwrap().to_owned();
+    let lines = bench.ask("request-1", "ledger", None)["ledger"].clone();
+    assert_eq!(lines.as_array().map(Vec::len), Some(1), "{lines}");
+    let line = &lines[0];
+    assert_eq!(
+        (line["disposition"].as_str(), line["instances"].as_u64()),
+        (Some("suspected"), Some(30)),
+        "{line}"
+    );
+    assert!(!lines.to_string().contains(&uid), "no UID on the wire");
+    let replayed = bench.ask("request-2", "replay", line["series_ref"].as_str());
+    assert_eq!(
+        (replayed["code"].as_str(), replayed["replay"]["equal"].as_bool()),
+        (Some("ok"), Some(true)),
+        "{replayed}"
+    );
+    let proof = bench.ask("request-3", "proof", None);
+    assert_eq!(proof["proof"]["reached"], "station", "{proof}");
+    let lines = bench.ask("request-4", "ledger", None)["ledger"].clone();
+    assert_eq!(
+        (lines[0]["test"].as_bool(), lines[1]["test"].as_bool()),
+        (Some(true), Some(false)),
+        "{lines}"
+    );
+    assert_eq!(bench.ask("request-5", "replay", Some("0000"))["code"], "unknown_series");
+    for (n, command) in ["ledger", "replay", "proof"].iter().enumerate() {
+        assert_eq!(ward.ask(&format!("request-9{n}"), command, None)["code"], "not_allowed");
+    }
+    assert!(listener.drain().iter().any(|(_, d)| d["schema"] == "ichd.answer/1"), "held against its schema");
+}

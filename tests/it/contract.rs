@@ -7,7 +7,9 @@ use std::sync::OnceLock;
 use jsonschema::Validator;
 use serde_json::Value;
 
-use crate::peers::{Appliance, Listener, Mosquitto, Phantom, alone, python, repository, storescu, wait_until};
+use crate::peers::{
+    Appliance, Listener, Mosquitto, Phantom, alone, python, repository, storescu, wait_until,
+};
 
 /// `docs/contract`, by the `schema` of a document.
 fn schemas() -> &'static BTreeMap<String, Validator> {
@@ -58,14 +60,19 @@ fn the_example_subscriber_takes_an_alert_by_name() {
         .spawn()
         .unwrap();
     let example = Example(example);
-    let station = listener.next("ichd.station/1");
+    let mut seen = BTreeMap::<String, u32>::new();
+    let count = |seen: &mut BTreeMap<String, u32>, document: &Value| {
+        *seen.entry(document["schema"].as_str().unwrap_or_default().to_owned()).or_default() += 1;
+    };
+    let before = listener.until("ichd.station/1");
+    before.iter().for_each(|document| count(&mut seen, document));
+    let station = before.last().unwrap();
     assert_eq!((station["state"].as_str(), station["user"].as_str()), (Some("ready"), Some("Li Na")));
     assert!(storescu(appliance.port, &Phantom::bleed().files, &[]).0);
-    let mut seen = BTreeMap::<String, u32>::new();
     let mut acknowledged = Value::Null;
     wait_until("the alert is acknowledged by the example, and the daemon says so", || {
         for (_, document) in listener.drain() {
-            *seen.entry(document["schema"].as_str().unwrap_or_default().to_owned()).or_default() += 1;
+            count(&mut seen, &document);
             if document["ack"]["user"] == "Li Na" {
                 acknowledged = document;
             }
@@ -74,8 +81,14 @@ fn the_example_subscriber_takes_an_alert_by_name() {
     });
     drop(example);
     assert_eq!(listener.next("ichd.station/1")["state"], "offline", "said by its will");
-    for schema in ["ichd.alert/1", "ichd.status/1", "ichd.heartbeat/1", "ichd.receipt/1", "ichd.action/1", "ichd.reply/1"]
-    {
+    for schema in [
+        "ichd.alert/1",
+        "ichd.status/1",
+        "ichd.heartbeat/1",
+        "ichd.receipt/1",
+        "ichd.action/1",
+        "ichd.reply/1",
+    ] {
         assert!(seen.contains_key(schema), "{schema} was not on the wire: {seen:?}");
     }
 }

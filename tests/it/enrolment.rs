@@ -72,6 +72,7 @@ impl Site {
             ("station", "nurse-1"),
             ("station", "nurse-2"),
             ("station", "page"),
+            ("engineer", "bench"),
             ("viewer", "wall"),
             ("bridge", "gateway"),
         ] {
@@ -140,7 +141,7 @@ impl Drop for Site {
     }
 }
 
-const PEERS: [(&str, &str); 9] = [
+const PEERS: [(&str, &str); 10] = [
     ("device", "ct-1"),
     ("device", "ct-2"),
     ("device", "ct-3"),
@@ -148,11 +149,13 @@ const PEERS: [(&str, &str); 9] = [
     ("station", "nurse-2"),
     ("station", "page"),
     ("station", "tablet"),
+    ("engineer", "bench"),
     ("viewer", "wall"),
     ("bridge", "gateway"),
 ];
-const DEVICES: &[&str] = &["ct-1", "ct-2", "ct-3"];
-const EVERYBODY_ELSE: &[&str] = &["nurse-1", "nurse-2", "page", "tablet", "wall", "gateway"];
+const EVERYBODY_ELSE: &[&str] = &["nurse-1", "nurse-2", "page", "tablet", "bench", "wall", "gateway"];
+/// Who sees stations: the boxes, and whoever looks after them.
+const SEE_STATIONS: &[&str] = &["ct-1", "ct-2", "ct-3", "bench"];
 
 /// Topic, who may publish there, who is given it. What is not in the table's middle column is refused.
 const MATRIX: &[(&str, Option<&str>, &[&str])] = &[
@@ -164,12 +167,20 @@ const MATRIX: &[(&str, Option<&str>, &[&str])] = &[
     ("ichd/1/north/dev/ct-1/reply/tablet", Some("ct-1"), &["tablet"]),
     ("ichd/1/north/dev/ct-2/alert/01K", Some("ct-2"), EVERYBODY_ELSE),
     ("ichd/1/north/dev/ct-3/alert/01L", Some("ct-3"), EVERYBODY_ELSE),
-    ("ichd/1/north/sta/nurse-1/status", Some("nurse-1"), DEVICES),
+    ("ichd/1/north/sta/nurse-1/status", Some("nurse-1"), SEE_STATIONS),
+    ("ichd/1/north/sta/bench/status", Some("bench"), SEE_STATIONS),
     ("ichd/1/north/sta/nurse-1/receipt/ct-1", Some("nurse-1"), &["ct-1"]),
     ("ichd/1/north/sta/nurse-1/action/ct-1", Some("nurse-1"), &["ct-1"]),
     ("ichd/1/north/sta/nurse-2/action/ct-2", Some("nurse-2"), &["ct-2"]),
     ("ichd/1/north/sta/page/action/ct-1", Some("page"), &["ct-1"]),
     ("ichd/1/north/sta/tablet/action/ct-1", Some("tablet"), &["ct-1"]),
+    ("ichd/1/north/sta/bench/action/ct-1", Some("bench"), &["ct-1"]),
+    ("ichd/1/north/sta/bench/request/ct-1", Some("bench"), &["ct-1"]),
+    ("ichd/1/north/sta/bench/request/ct-2", Some("bench"), &["ct-2"]),
+    ("ichd/1/north/dev/ct-1/answer/bench", Some("ct-1"), &["bench"]),
+    ("ichd/1/north/dev/ct-1/answer/nurse-1", Some("ct-1"), &[]),
+    ("ichd/1/north/dev/ct-1/reply/bench", Some("ct-1"), &["bench"]),
+    ("ichd/1/north/sta/nurse-1/request/ct-1", None, &[]),
     ("ichd/1/north/sta/wall/status", None, &[]),
     ("ichd/1/north/sta/wall/action/ct-1", None, &[]),
     ("ichd/1/north/sta/gateway/receipt/ct-1", None, &[]),

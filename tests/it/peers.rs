@@ -63,7 +63,7 @@ pub fn free_port() -> u16 {
     }
 }
 
-/// Mosquitto without persistence: what it forgets, the appliance must say again.
+/// Mosquitto, usually without persistence: what it forgets, the appliance must say again.
 pub struct Mosquitto {
     pub port: u16,
     dir: TempDir,
@@ -72,9 +72,20 @@ pub struct Mosquitto {
 
 impl Mosquitto {
     pub fn start() -> Self {
+        Self::with("persistence false\n")
+    }
+
+    /// One that keeps on disk what it has, now and then.
+    pub fn durable() -> Self {
+        // As root it would become somebody who may not write to our folder.
+        Self::with("persistence true\npersistence_location DIR/\nautosave_interval 1\nuser root\n")
+    }
+
+    fn with(more: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = free_port();
-        let config = format!("listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n");
+        let more = more.replace("DIR", &dir.path().to_string_lossy());
+        let config = format!("listener {port} 127.0.0.1\nallow_anonymous true\n{more}");
         std::fs::write(dir.path().join("mosquitto.conf"), config).unwrap();
         let mut broker = Mosquitto { port, dir, child: None };
         broker.up();

@@ -22,6 +22,8 @@ pub struct Seen {
     pub purged: Vec<String>,
     /// Answers to actions.
     pub replies: Vec<Value>,
+    /// Answers to requests.
+    pub answers: Vec<Value>,
 }
 
 pub struct Station {
@@ -64,6 +66,8 @@ impl Station {
                         let _ = client.try_subscribe("ichd/1/north/dev/+/alert/+", QoS::AtLeastOnce);
                         let _ = client
                             .try_subscribe(format!("ichd/1/north/dev/+/reply/{name}"), QoS::AtLeastOnce);
+                        let _ = client
+                            .try_subscribe(format!("ichd/1/north/dev/+/answer/{name}"), QoS::AtLeastOnce);
                     }
                     Ok(Event::Incoming(Packet::Publish(publish))) => {
                         let topic = String::from_utf8_lossy(&publish.topic).into_owned();
@@ -92,6 +96,17 @@ impl Station {
         self.client.publish(topic, QoS::AtLeastOnce, false, action.to_string()).unwrap();
     }
 
+    /// Asks the box for something and waits for its answer.
+    pub fn ask(&self, request_id: &str, command: &str, series_ref: Option<&str>) -> Value {
+        let request = json!({"schema": "ichd.request/1", "request_id": request_id, "command": command, "user": "Ann",
+                             "series_ref": series_ref});
+        let topic = format!("ichd/1/north/sta/{}/request/ct-1", self.name);
+        self.client.publish(topic, QoS::AtLeastOnce, false, request.to_string()).unwrap();
+        let answer = || self.seen(|s| s.answers.iter().find(|a| a["request_id"] == request_id).cloned());
+        crate::peers::wait_until("an answer", || answer().is_some());
+        answer().unwrap()
+    }
+
     /// The end of the shift, in order.
     pub fn leave(&self) {
         self.gone.store(true, Ordering::Relaxed);
@@ -104,6 +119,10 @@ impl Station {
 
 fn take(client: &Client, name: &str, seen: &Mutex<Seen>, topic: &str, payload: &[u8]) {
     let mut seen = seen.lock().unwrap();
+    if topic.contains("/answer/") {
+        seen.answers.extend(serde_json::from_slice(payload).ok());
+        return;
+    }
     if topic.contains("/reply/") {
         seen.replies.extend(serde_json::from_slice(payload).ok());
         return;

@@ -372,6 +372,9 @@ pub struct Status {
     pub model: Option<ModelId>,
     /// Why it is not ready.
     pub reasons: Vec<String>,
+    /// What will be a reason if nobody sees to it, such as `certificate_expires:30`.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// What an update is doing or has done since this start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update: Option<Update>,
@@ -380,6 +383,7 @@ pub struct Status {
 /// How far an update is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum UpdatePhase {
     /// It waits; the reasons say for what.
     Deferred,
@@ -397,6 +401,7 @@ pub enum UpdatePhase {
 
 /// An update, as `ichd update` tells the daemon and the status tells everybody.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Update {
     /// How far it is.
     pub phase: UpdatePhase,

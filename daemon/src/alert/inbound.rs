@@ -2,12 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::request::RequestMessage;
+
 /// Largest document a station has reason to send, bytes.
 const BYTES_MAX: usize = 16 << 10;
 /// Longest name, reason or id, characters.
-const TEXT_MAX: usize = 200;
+pub(super) const TEXT_MAX: usize = 200;
 /// Shortest `action_id` that can be unique, bytes.
-const ACTION_ID_MIN: usize = 8;
+pub(super) const ACTION_ID_MIN: usize = 8;
 
 /// Why a document of a station is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -161,6 +163,7 @@ pub struct ActionMessage {
 
 /// `ichd.command/1`: an engineer orders an update, on the topic of actions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CommandMessage {
     /// `ichd.command/1`.
     pub schema: String,
@@ -239,6 +242,8 @@ pub enum Inbound {
     Action(ActionMessage),
     /// An engineer orders something.
     Command(CommandMessage),
+    /// An engineer asks something.
+    Request(RequestMessage),
 }
 
 /// Reads what came on `sta/{station}/{kind}/...`; returns the station as well.
@@ -273,6 +278,13 @@ pub fn parse(
             read::<ActionMessage>(payload, "ichd.action/1", |a| &a.schema)
                 .and_then(check)
                 .map(Inbound::Action)
+        }
+        ("request", Some(to)) if to == device => {
+            read::<RequestMessage>(payload, "ichd.request/1", |r| &r.schema).and_then(|r| {
+                short(&[&r.request_id, &r.user, r.series_ref.as_deref().unwrap_or("")])?;
+                identified(&r.request_id, &r.user, r.expires_at.as_deref())?;
+                Ok(Inbound::Request(r))
+            })
         }
         _ => return None,
     };
@@ -318,19 +330,25 @@ fn short(texts: &[&str]) -> Result<(), BadDocument> {
 
 fn check(action: ActionMessage) -> Result<ActionMessage, BadDocument> {
     short(&[&action.action_id, &action.alert_id, &action.user, action.reason.as_deref().unwrap_or("")])?;
-    if action.action_id.len() < ACTION_ID_MIN {
-        return Err(BadDocument(format!("action_id is shorter than {ACTION_ID_MIN} characters")));
-    }
-    if action.user.trim().is_empty() {
-        return Err(BadDocument("user is empty: a named person acts".into()));
-    }
+    identified(&action.action_id, &action.user, action.expires_at.as_deref())?;
     if (action.verb == Verb::Feedback) != action.feedback.is_some() {
         return Err(BadDocument("feedback goes with verb feedback, and only with it".into()));
     }
-    if action.expires_at.as_deref().is_some_and(|t| crate::clock::parse_rfc3339(t).is_none()) {
+    Ok(action)
+}
+
+/// It is told from every other, and it is somebody's.
+fn identified(id: &str, user: &str, expires_at: Option<&str>) -> Result<(), BadDocument> {
+    if id.len() < ACTION_ID_MIN {
+        return Err(BadDocument(format!("its id is shorter than {ACTION_ID_MIN} characters")));
+    }
+    if user.trim().is_empty() {
+        return Err(BadDocument("user is empty: a named person acts".into()));
+    }
+    if expires_at.is_some_and(|t| crate::clock::parse_rfc3339(t).is_none()) {
         return Err(BadDocument("expires_at is not RFC 3339 in UTC".into()));
     }
-    Ok(action)
+    Ok(())
 }
 
 #[cfg(test)]

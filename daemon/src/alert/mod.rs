@@ -14,6 +14,7 @@ pub mod inbound;
 pub mod ladder;
 pub mod lifecycle;
 pub mod publisher;
+pub mod request;
 pub mod stations;
 pub mod topic;
 pub mod watch;

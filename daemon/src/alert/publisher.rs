@@ -17,11 +17,12 @@ use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions};
 use rumqttc::{Outgoing, TlsConfiguration, Transport};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::document::{Heartbeat, State, Status};
 use super::inbound::{self, ActionCode, ActionResult, CommandMessage, Inbound, Reply};
+use super::request::{Answer, AnswerCode, Asked};
 use super::stations::Stations;
 use super::topic;
 use crate::clock;
@@ -43,7 +44,7 @@ const STUDY_EXPIRY_S: u32 = 3_600;
 /// The answer to an action is for somebody who waits for it.
 const REPLY_EXPIRY_S: u32 = 60;
 const REQUESTS_MAX: usize = 64;
-/// Role that a station must be enrolled with to order an update.
+/// Role that a station must be enrolled with to ask for something or to order an update.
 const ENGINEER: &str = "engineer";
 /// Reasons that only an alert somebody takes can clear: a disposition that passes says nothing about alerts.
 const ABOUT_ALERTS: [&str; 2] = ["nobody_listening", "alert_too_large"];
@@ -100,6 +101,7 @@ pub struct Publisher {
     model: ModelId,
     stations: Stations,
     mailbox: Option<Mailbox>,
+    desk: Option<mpsc::Sender<Asked>>,
 }
 
 impl Publisher {
@@ -131,6 +133,7 @@ impl Publisher {
             model,
             stations,
             mailbox: None,
+            desk: None,
         })
     }
 
@@ -144,6 +147,11 @@ impl Publisher {
         self.stations.clone()
     }
 
+    /// Who answers an engineer's requests; without one they are refused.
+    pub fn asking(self, desk: mpsc::Sender<Asked>) -> Self {
+        Publisher { desk: Some(desk), ..self }
+    }
+
     /// Starts publishing.
     pub fn spawn(self, wake: Arc<Notify>, pulse: Pulse, shutdown: watch::Receiver<bool>) -> Links {
         let status = Status {
@@ -155,6 +163,7 @@ impl Publisher {
             slot: None,
             model: Some(self.model.clone()),
             reasons: vec![],
+            warnings: vec![],
             update: None,
         };
         let unreachable = Link { connected: false, reasons: vec!["broker_unreachable".into()] };
@@ -446,7 +455,9 @@ impl Run {
     /// How long the broker keeps it: an open alert until the next transmission renews it, a closed one for an hour.
     fn expiry_s(&self, row: &OutboxRow, payload: &str) -> u32 {
         let closed = ["resolved", "withdrawn", "expired"].map(|state| format!("\"state\":\"{state}\""));
-        if row.alert_id.is_none() {
+        if row.topic.contains("/answer/") {
+            REPLY_EXPIRY_S
+        } else if row.alert_id.is_none() {
             STUDY_EXPIRY_S
         } else if closed.iter().any(|state| payload.contains(state.as_str())) {
             CLOSED_EXPIRY_S
@@ -506,6 +517,19 @@ impl Run {
             }
             Ok(Inbound::Receipt(_)) => {
                 log::warn!(event = "station_refused", station = station.as_str(); "a receipt of a station that is not enrolled");
+            }
+            Ok(Inbound::Request(request)) => {
+                log::info!(event = "request", station = station.as_str(); "{:?} asked for", request.command);
+                let allowed = stations.admits(&station) && role == ENGINEER;
+                let asked = Asked { station: station.clone(), request };
+                let refused = match &self.publisher.desk {
+                    Some(desk) if allowed => desk.try_send(asked.clone()).err().map(|_| AnswerCode::Busy),
+                    _ => Some(AnswerCode::NotAllowed),
+                };
+                if let Some(code) = refused {
+                    ledger.answer(&asked, &Answer::to(&asked.request, code, ""))?;
+                    self.wake.notify_one();
+                }
             }
             Ok(Inbound::Action(action)) => {
                 let reply = ledger.act(speaker, &action, stations.admits(&station))?;

@@ -31,18 +31,24 @@ pub fn reply(site: &Site, station: &str) -> String {
     device(site, &format!("reply/{station}"))
 }
 
+/// What an engineer's station asked for.
+pub fn answer(site: &Site, station: &str) -> String {
+    device(site, &format!("answer/{station}"))
+}
+
 /// `ichd/1/{site}`.
 pub fn root(site: &Site) -> String {
     format!("ichd/1/{}", site.name)
 }
 
-/// What the daemon listens to: stations' status, and receipts and actions for this device.
-pub fn subscriptions(site: &Site) -> [String; 3] {
+/// What the daemon listens to: stations' status, and receipts, actions and requests for this device.
+pub fn subscriptions(site: &Site) -> [String; 4] {
     let root = root(site);
     [
         format!("{root}/sta/+/status"),
         format!("{root}/sta/+/receipt/{}", site.device),
         format!("{root}/sta/+/action/{}", site.device),
+        format!("{root}/sta/+/request/{}", site.device),
     ]
 }
 

@@ -111,7 +111,6 @@ async fn on_event(assembler: &mut Assembler, event: Event, wiring: &Wiring) -> V
             Vec::new()
         }
         Event::Released { association, orderly } => assembler.on_released(now, association, orderly),
-        Event::Opened { .. } => Vec::new(),
     }
 }
 

@@ -30,6 +30,9 @@ enum Command {
         role: Role,
         /// CN, MQTT user and topic level: lower-case letters, digits, hyphens.
         name: String,
+        /// Whom a station serves, as the ladder calls it: nurse, charge_nurse, physician, phone. [default: nurse]
+        #[arg(long)]
+        serves: Option<String>,
         /// A password instead of a certificate (stations and viewers in a browser; a device on the loopback listener).
         #[arg(long)]
         password: bool,
@@ -106,13 +109,14 @@ pub fn enrol(args: &Args) -> Result<(), Failure> {
             println!("authority and broker of site {} are in {}", init.site, args.dir.display());
             install(&enrolment);
         }
-        Command::Add { role, name, password, addresses, days, p12 } => {
+        Command::Add { role, name, serves, password, addresses, days, p12 } => {
             let request = Request {
                 role: *role,
                 name: name.clone(),
                 password: *password,
                 addresses: addresses.clone(),
                 days: *days,
+                serves: serves.clone(),
             };
             let mut enrolment = open()?;
             let added = enrolment.add(&request, now_ms).map_err(failed)?;
@@ -127,12 +131,14 @@ pub fn enrol(args: &Args) -> Result<(), Failure> {
                 println!("{}", device_configuration(enrolment.settings(), *password));
             }
             install(&enrolment);
+            install_stations(&enrolment, *role);
         }
         Command::Revoke { name } => {
             let mut enrolment = open()?;
             let gone = enrolment.revoke(name, now_ms).map_err(failed)?;
             println!("{} {name} is put out once the broker has the new files", gone.role.as_str());
             install(&enrolment);
+            install_stations(&enrolment, gone.role);
         }
         Command::RenewBroker { broker } => {
             let mut enrolment = open()?;
@@ -182,6 +188,15 @@ fn install(enrolment: &Enrolment) {
     println!("  install -o mosquitto -m 0600 $(find {from} -maxdepth 1 -type f) {to}/");
     println!("  install -m 0644 {from}/mosquitto.conf /etc/mosquitto/mosquitto.conf");
     println!("  systemctl reload mosquitto      # or restart, after a change of listeners");
+}
+
+/// The daemon is the second check: it believes only whom it is told of.
+fn install_stations(enrolment: &Enrolment, role: Role) {
+    if matches!(role, Role::Station | Role::Engineer | Role::Device) {
+        println!("on every daemon:");
+        println!("  install -D -m 0644 {} -t /etc/ichd/ichd.toml.d/", enrolment.stations_file().display());
+        println!("  systemctl restart ichd");
+    }
 }
 
 fn device_configuration(settings: &Settings, password: bool) -> String {

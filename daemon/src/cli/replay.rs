@@ -3,19 +3,14 @@
 //! Runs beside a daemon and changes nothing. Which series of a study was chosen is not judged again: what was read is
 //! read, what stood back stands back. Input hashes are computed anew from the files, never taken from memory.
 
-use std::path::Path;
-
 use serde::Serialize;
 
 use super::{ConfigFile, Failure};
-use crate::assemble::{Flag, Volume, geometry};
-use crate::config::Config;
-use crate::decide::{Stage, Why, decide, driver, suitability};
-use crate::dicom::{SeriesUid, StudyUid};
-use crate::infer::{Reader, Reading, SeriesCache};
+use crate::chain;
+use crate::evidence::replay;
+use crate::infer::Reader;
 use crate::ledger::{SeriesRow, evidence};
 use crate::models::Current;
-use crate::{chain, spool};
 
 /// Arguments of `ichd replay`.
 #[derive(Debug, clap::Args)]
@@ -52,7 +47,7 @@ pub fn replay(args: &Args) -> Result<(), Failure> {
     let reader = Current::load(&config).map_err(|e| Failure::config(&e))?.reader;
     let mut n_different = 0;
     for row in &rows {
-        let verdict = again(row, &config, &reader);
+        let verdict = replay::again(row, &config.state.directory, config.assemble.slices_max, &reader, None);
         let line = line(row, verdict, &reader);
         n_different += usize::from(!line.equal);
         print(args, row, &line)?;
@@ -63,45 +58,12 @@ pub fn replay(args: &Args) -> Result<(), Failure> {
     }
 }
 
-/// The canonical verdict as this program gives it today.
-fn again(row: &SeriesRow, config: &Config, reader: &Reader) -> Result<String, String> {
-    if row.purged_ms.is_some() {
-        return Err("the instances were purged".into());
-    }
-    let study = StudyUid::parse(&row.study_uid).map_err(|e| e.to_string())?;
-    let series = SeriesUid::parse(&row.series_uid).map_err(|e| e.to_string())?;
-    let root = config.state.directory.join("spool");
-    let instances = spool::stored_series(&root, &study, &series).map_err(|e| chain(&e))?;
-    if instances.is_empty() {
-        return Err("the spool holds no instance of it".into());
-    }
-    let mut volume = geometry::place(study, series, instances);
-    restore_conflict(&mut volume, row, &root);
-    let reading: Result<Reading, Why> = match suitability::by_headers(&volume, config.assemble.slices_max) {
-        Err(why) => Err(why),
-        Ok(()) if row.reason.as_deref() == Some(Why::NotChosen.code()) => Err(Why::NotChosen),
-        Ok(()) => reader.read(&volume, &mut SeriesCache::default()).map_err(|error| driver::why(&error)),
-    };
-    let verdict = decide(&volume, Stage::Final, reading.as_ref().map_err(|why| *why), reader.policy());
-    Ok(verdict.canonical_json())
-}
-
-/// That another content came under a UID is known from the quarantine, if it came before the verdict.
-fn restore_conflict(volume: &mut Volume, row: &SeriesRow, root: &Path) {
-    let said = row.verdict.contains("\"conflicting_duplicate\"");
-    let is_quarantined = volume.instances().any(|i| spool::is_quarantined(root, &i.header.sop));
-    if said && is_quarantined {
-        volume.flags.push(Flag::ConflictingDuplicate);
-        volume.flags.sort_unstable();
-    }
-}
-
 fn line<'a>(row: &'a SeriesRow, verdict: Result<String, String>, reader: &Reader) -> Line<'a> {
     let equal = verdict.as_ref().is_ok_and(|v| *v == row.verdict);
     let difference = match &verdict {
         Ok(_) if equal => None,
         Err(why) => Some(why.clone()),
-        Ok(verdict) => Some(difference(row, verdict, reader)),
+        Ok(verdict) => Some(replay::difference(row, verdict, reader)),
     };
     Line {
         row: row.row,
@@ -110,22 +72,6 @@ fn line<'a>(row: &'a SeriesRow, verdict: Result<String, String>, reader: &Reader
         difference,
         verdict: verdict.ok(),
         ledger: &row.verdict,
-    }
-}
-
-/// The likeliest reason first: other slices, another model, another program, another machine.
-fn difference(row: &SeriesRow, verdict: &str, reader: &Reader) -> String {
-    let model = &reader.model().sha256;
-    if !verdict.contains(&format!("\"input_sha256\":\"{}\"", row.input_sha256)) {
-        "the spool holds other instances than were read".into()
-    } else if row.model_sha256.as_ref().is_some_and(|m| m != model) {
-        format!("read by another model: {}", row.model_sha256.as_deref().unwrap_or_default())
-    } else if !row.verdict.contains(&format!("\"program\":\"{}\"", crate::VERSION)) {
-        "decided by another version of this program".into()
-    } else if row.stage != "final" {
-        "the ledger's verdict is provisional".into()
-    } else {
-        "same slices, model and program; scores differ where the vector instructions of machines do".into()
     }
 }
 

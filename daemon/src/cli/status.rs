@@ -43,6 +43,9 @@ pub fn status(args: &Args) -> Result<(), Failure> {
         for reason in &s.reasons {
             println!("  reason: {reason}");
         }
+        for warning in &s.warnings {
+            println!("  warning: {warning}");
+        }
         println!(
             "model          {}",
             s.model.as_ref().map_or("none".into(), |m| format!("{} {}", m.id, m.version))

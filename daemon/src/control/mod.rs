@@ -1,6 +1,8 @@
 //! The control socket: `ichd status` and `ichd alert` ask the running daemon. One JSON line each way, mode 0600: who
 //! may open it is who runs the daemon, and root.
 
+pub mod desk;
+
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

@@ -28,21 +28,30 @@ pub enum May {
     Write,
 }
 
-/// Topics of a role, by design section 8. A station answers for itself only; only a device makes alerts; a bridge and a
-/// viewer say nothing.
+/// Topics of a role, by design section 8. A station answers for itself only; only an engineer's sees the others and asks
+/// boxes; only a device makes alerts; a bridge and a viewer say nothing.
 pub fn grants(site: &str, role: Role, name: &str) -> Vec<(May, String)> {
     let root = format!("ichd/1/{site}");
     let shown = ["dev/+/status", "dev/+/heartbeat", "dev/+/alert/+", "dev/+/study/+"].map(str::to_owned);
     let (read, write): (Vec<String>, Vec<String>) = match role {
         Role::Device => (
-            vec!["sta/+/status".into(), format!("sta/+/receipt/{name}"), format!("sta/+/action/{name}")],
-            ["status", "heartbeat", "alert/+", "study/+", "reply/+"]
+            ["status".into(), format!("receipt/{name}"), format!("action/{name}"), format!("request/{name}")]
+                .map(|t| format!("sta/+/{t}"))
+                .into(),
+            ["status", "heartbeat", "alert/+", "study/+", "reply/+", "answer/+"]
                 .map(|t| format!("dev/{name}/{t}"))
                 .into(),
         ),
         Role::Station => (
             shown.into_iter().chain([format!("dev/+/reply/{name}")]).collect(),
             ["status", "receipt/+", "action/+"].map(|t| format!("sta/{name}/{t}")).into(),
+        ),
+        Role::Engineer => (
+            shown
+                .into_iter()
+                .chain([format!("dev/+/reply/{name}"), format!("dev/+/answer/{name}"), "sta/+/status".into()])
+                .collect(),
+            ["status", "receipt/+", "action/+", "request/+"].map(|t| format!("sta/{name}/{t}")).into(),
         ),
         Role::Viewer | Role::Bridge => (shown.into(), vec![]),
     };

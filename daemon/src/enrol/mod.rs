@@ -9,7 +9,8 @@
 //! broker/mosquitto.conf, acl, passwords, ca.crt, ca.crl, broker.crt, broker.key        goes to the broker
 //! broker/conf.d/                     lines of the site's own; never touched
 //! privacy/privacy.jwks                keys for patient data; goes to daemons and stations, never to the broker
-//! device|station|viewer|bridge/NAME/ goes to the one who bears the name
+//! daemon/50-stations.toml             goes to every daemon: whom it may believe
+//! device|station|engineer|viewer|bridge/NAME/ goes to the one who bears the name
 //! ```
 //!
 //! Name = CN = MQTT user = topic level. A name is used once at a time over all roles. The ACL names every identity, so
@@ -44,6 +45,9 @@ pub enum Role {
     Device,
     /// A page or phone that people answer on.
     Station,
+    /// A station of whoever looks after the boxes: sees the other stations too, and may ask a box for its ledger, a
+    /// proof of life, a replay.
+    Engineer,
     /// Shows alerts, answers nothing.
     Viewer,
     /// Tells other systems (`ichd-gateway`).
@@ -56,6 +60,7 @@ impl Role {
         match self {
             Role::Device => "device",
             Role::Station => "station",
+            Role::Engineer => "engineer",
             Role::Viewer => "viewer",
             Role::Bridge => "bridge",
         }
@@ -93,6 +98,9 @@ pub struct Identity {
     pub expires_ms: Option<u64>,
     /// Since when it is not welcome any more.
     pub revoked_ms: Option<u64>,
+    /// Whom a station serves, as the ladder calls it.
+    #[serde(default)]
+    pub serves: Option<String>,
 }
 
 /// What `init` decides for the site.
@@ -225,6 +233,8 @@ pub struct Request {
     pub addresses: Vec<String>,
     /// Days that the certificate is good for.
     pub days: u32,
+    /// Whom a station serves, as the ladder calls it; `None`: `nurse`.
+    pub serves: Option<String>,
 }
 
 /// An enrolment folder.
@@ -305,6 +315,11 @@ impl Enrolment {
         self.root.join("broker")
     }
 
+    /// Drop-in for every daemon of the site: the stations that it may believe, and whom they serve.
+    pub fn stations_file(&self) -> PathBuf {
+        self.root.join("daemon/50-stations.toml")
+    }
+
     /// Enrols somebody: certificate or password, and a place in the ACL.
     pub fn add(&mut self, request: &Request, now_ms: u64) -> Result<Added, EnrolError> {
         level(&request.name)?;
@@ -345,6 +360,11 @@ impl Enrolment {
             enrolled_ms: now_ms,
             expires_ms,
             revoked_ms: None,
+            serves: match request.role {
+                Role::Station => Some(request.serves.clone().unwrap_or_else(|| "nurse".into())),
+                Role::Engineer => Some("engineer".into()),
+                Role::Device | Role::Viewer | Role::Bridge => None,
+            },
         });
         self.publish(&authority, now_ms)?;
         Ok(Added { folder, files: given.into_iter().map(|(name, _)| name).collect() })
@@ -361,8 +381,16 @@ impl Enrolment {
                 "a device with a password needs the loopback listener: `ichd enrol init --loopback-port 1883`",
             ),
             Role::Bridge if request.password => refuse("a bridge bears a certificate"),
-            Role::Station | Role::Viewer if request.password && ports.websockets_password == 0 => {
+            Role::Station | Role::Engineer | Role::Viewer
+                if request.password && ports.websockets_password == 0 =>
+            {
                 refuse("passwords need their listener: `ichd enrol init --websockets-password-port 8885`")
+            }
+            _ if request.serves.as_deref().is_some_and(|serves| !is_word(serves)) => {
+                refuse("--serves takes a role of the ladder: lower-case letters, digits and underscores")
+            }
+            role if request.serves.is_some() && role != Role::Station => {
+                refuse("--serves is for stations: whom a ladder calls")
             }
             _ => Ok(()),
         }
@@ -463,6 +491,7 @@ impl Enrolment {
         self.replace("acl", broker::acl(&settings.site, &active).as_bytes())?;
         self.replace("passwords", broker::passwords(&active).as_bytes())?;
         self.replace("mosquitto.conf", broker::configuration(&settings).as_bytes())?;
+        files::replace(&self.stations_file(), stations(&settings.site, &active).as_bytes())?;
         let index = serde_json::to_string_pretty(&self.index).map_err(|e| EnrolError::Index {
             path: self.root.join("enrolment.json"),
             detail: e.to_string(),
@@ -476,6 +505,28 @@ impl Enrolment {
         self.index.written.insert(name.into(), hex(&Sha256::digest(content)));
         Ok(())
     }
+}
+
+/// `[alert.stations]`: whom the daemon may believe.
+fn stations(site: &str, active: &[Identity]) -> String {
+    let mut text = format!(
+        "# Stations of site {site} and whom they serve. Written by `ichd enrol`; goes to /etc/ichd/ichd.toml.d/ of every\n\
+         # daemon, then restart ichd.\n[alert.stations]\n"
+    );
+    for identity in active {
+        // Stations that were enrolled before anybody asked serve a nurse.
+        let serves = identity.serves.as_deref().or((identity.role == Role::Station).then_some("nurse"));
+        if let Some(serves) = serves {
+            text += &format!("{} = \"{serves}\"\n", identity.name);
+        }
+    }
+    text
+}
+
+/// A role of the ladder.
+fn is_word(text: &str) -> bool {
+    (1..=32).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
 }
 
 /// Names and sites are topic levels; nothing that could be a wildcard, a path or a line break.

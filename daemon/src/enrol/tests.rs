@@ -17,7 +17,7 @@ fn settings(dir: &Path) -> Settings {
 }
 
 fn request(role: Role, name: &str) -> Request {
-    Request { role, name: name.into(), password: false, addresses: vec![], days: CLIENT_DAYS }
+    Request { role, name: name.into(), password: false, addresses: vec![], days: CLIENT_DAYS, serves: None }
 }
 
 fn enrolled() -> (tempfile::TempDir, Enrolment) {
@@ -125,4 +125,32 @@ fn a_password_stands_nowhere_but_in_its_own_file() {
     for file in ["enrolment.json", "broker/passwords", "broker/acl", "broker/mosquitto.conf"] {
         assert!(!std::fs::read_to_string(dir.path().join(file)).unwrap().contains(&password), "{file}");
     }
+}
+
+#[test]
+fn the_daemon_is_told_whom_it_may_believe_by_a_drop_in_of_its_configuration() {
+    let (dir, mut enrolment) = enrolled();
+    let serving =
+        |name: &str, serves: &str| Request { serves: Some(serves.into()), ..request(Role::Station, name) };
+    enrolment.add(&serving("desk-1", "charge_nurse"), NOW_MS).unwrap();
+    enrolment.add(&request(Role::Engineer, "bench"), NOW_MS).unwrap();
+    enrolment.add(&request(Role::Viewer, "wall"), NOW_MS).unwrap();
+    for wrong in ["Nurse", "", "a b", "x\"\n[alert]"] {
+        assert!(
+            matches!(enrolment.add(&serving("odd", wrong), NOW_MS), Err(EnrolError::Request(_))),
+            "{wrong}"
+        );
+    }
+    let told = |enrolment: &Enrolment| {
+        let base = dir.path().join("ichd.toml");
+        std::fs::write(&base, "[site]\nname = \"north\"\ndevice = \"ct-1\"\nprofile = \"assist\"\n").unwrap();
+        let drop_in = dir.path().join("ichd.toml.d/50-stations.toml");
+        std::fs::create_dir_all(drop_in.parent().unwrap()).unwrap();
+        std::fs::copy(enrolment.stations_file(), drop_in).unwrap();
+        let stations = crate::config::Config::load(&base).unwrap().alert.stations;
+        stations.into_iter().map(|(name, serves)| format!("{name} {serves}")).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&enrolment), ["bench engineer", "desk-1 charge_nurse", "nurse-1 nurse"]);
+    enrolment.revoke("nurse-1", NOW_MS + 1).unwrap();
+    assert_eq!(told(&enrolment), ["bench engineer", "desk-1 charge_nurse"], "who is revoked is not believed");
 }

@@ -8,6 +8,7 @@ pub mod counts;
 pub mod deidentify;
 pub mod face;
 pub mod metrics;
+pub mod replay;
 pub mod retention;
 
 use tokio::net::TcpListener;

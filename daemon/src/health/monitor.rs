@@ -14,7 +14,7 @@ use crate::clock;
 use crate::config;
 use crate::infer::Reader;
 use crate::ledger::Ledger;
-use crate::ledger::alerts::Experience;
+use crate::ledger::alerts::{Experience, Vitals};
 use crate::spool::free_bytes;
 use crate::tls;
 
@@ -46,13 +46,27 @@ pub struct Wiring {
     pub shutdown: watch::Receiver<bool>,
 }
 
+/// How often the ledger and the certificates are asked at least, s; more often than the heartbeat only for the status,
+/// which says what is wrong when it goes wrong.
+const ASK_S: u64 = 5;
+
+/// What the ledger and the disk said when they were last asked.
+#[derive(Debug, Default)]
+struct Asked {
+    at: Option<Instant>,
+    vitals: Vitals,
+    free_bytes: Option<u64>,
+    expiry: Option<String>,
+    experience: Option<(Instant, Experience)>,
+}
+
 /// Runs until shutdown; a second is short enough for the watchdog and long enough to cost nothing.
 pub async fn run(config: config::Health, mut wiring: Wiring) {
     let silence_max = Duration::from_secs(config.stage_silence_max_s);
+    let ask = Duration::from_secs(config.heartbeat_s.clamp(1, ASK_S));
     let started = clock::now();
     let mut was_silent: Vec<&'static str> = Vec::new();
-    let mut experience = Experience::default();
-    let mut asked = None;
+    let mut asked = Asked::default();
     loop {
         let silent = wiring.pulses.silent(clock::now(), silence_max);
         if silent.is_empty() {
@@ -62,13 +76,10 @@ pub async fn run(config: config::Health, mut wiring: Wiring) {
             log::error!(event = "stages_silent", stages = silent.join(","); "stages without a pulse: {silent:?}");
             was_silent.clone_from(&silent);
         }
-        let disk_ok = free_bytes(&wiring.state_directory).is_none_or(|free| free > wiring.free_bytes_min);
-        // It changes by the hour and costs a walk over a week of alerts.
-        if asked.is_none_or(|at| clock::now() - at > Duration::from_secs(60)) {
-            asked = Some(clock::now());
-            experience = tokio::task::block_in_place(|| wiring.ledger.experience(7)).unwrap_or(experience);
+        if asked.at.is_none_or(|at| clock::now() - at >= ask) {
+            tokio::task::block_in_place(|| wiring.ask(&mut asked));
         }
-        wiring.publish(&silent, disk_ok, started, experience);
+        wiring.publish(&silent, started, &asked);
         tokio::select! {
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
             changed = wiring.shutdown.changed() => {
@@ -81,62 +92,73 @@ pub async fn run(config: config::Health, mut wiring: Wiring) {
 }
 
 impl Wiring {
-    fn publish(
-        &mut self,
-        silent: &[&'static str],
-        disk_ok: bool,
-        started: Instant,
-        experience_week: Experience,
-    ) {
+    fn ask(&self, asked: &mut Asked) {
+        let now = clock::now();
+        match self.ledger.vitals() {
+            Ok(vitals) => asked.vitals = vitals,
+            Err(error) => {
+                log::error!(event = "ledger_failed"; "the ledger cannot say how things stand: {}", crate::chain(&error));
+            }
+        }
+        asked.free_bytes = free_bytes(&self.state_directory);
+        // Read anew: a renewed certificate ends the warning by itself.
+        let certificates = self.certificates.iter().map(PathBuf::as_path);
+        asked.expiry = tls::expiry_reason(certificates, clock::wall_ms());
+        // It changes by the hour and costs a walk over a week of alerts.
+        if asked.experience.is_none_or(|(at, _)| now - at > Duration::from_secs(60)) {
+            asked.experience = self.ledger.experience(7).ok().map(|experience| (now, experience));
+        }
+        asked.at = Some(now);
+    }
+
+    fn publish(&mut self, silent: &[&'static str], started: Instant, asked: &Asked) {
+        let vitals = &asked.vitals;
+        let since_asked_ms = asked.at.map_or(0, |at| clock::ms(clock::now() - at));
+        let aged = |ms: Option<u64>| ms.map(|ms| ms + since_asked_ms);
+        let disk_ok = asked.free_bytes.is_none_or(|free| free > self.free_bytes_min);
         let mut reasons: Vec<String> = silent.iter().map(|stage| format!("stage_silent:{stage}")).collect();
         if !disk_ok {
             reasons.push("disk_low".into());
         }
-        // A few kilobytes a second, read anew: a renewed certificate ends the warning by itself.
-        let certificates = self.certificates.iter().map(PathBuf::as_path);
-        reasons.extend(tls::expiry_reason(certificates, clock::wall_ms()));
+        // A month ahead nothing is wrong yet: it is said, and changes no state until it fails within a day.
+        let (soon, ahead): (Vec<String>, Vec<String>) =
+            asked.expiry.iter().cloned().partition(|said| tls::fails_soon(said));
+        reasons.extend(soon);
         reasons.extend(self.reader.degraded().map(str::to_owned));
         reasons.extend(self.link.borrow().reasons.iter().cloned());
-        let ledger = &self.ledger;
-        let (open_alerts, oldest, proof, silence) = tokio::task::block_in_place(|| {
-            let open = ledger.open_alert_count().unwrap_or(0);
-            let oldest = if open == 0 { None } else { ledger.oldest_unacknowledged_ms().unwrap_or(None) };
-            (open, oldest, ledger.last_proof_age_ms().unwrap_or(None), ledger.silenced().unwrap_or(None))
-        });
         let interval_ms = self.proof_interval_s * 1000;
+        let proof = aged(vitals.last_proof_age_ms);
         let unproven = proof.unwrap_or_else(|| clock::ms(clock::now() - started));
         if interval_ms > 0 && unproven > 2 * interval_ms {
             reasons.push("proof_overdue".into());
         }
-        if open_alerts > 0 && !self.stations.any_ready() {
+        if vitals.open_alerts > 0 && !self.stations.any_ready() {
             reasons.push("no_station_ready".into());
         }
-        let state = match silence {
+        let state = match &vitals.silence {
             _ if !reasons.is_empty() => State::Degraded,
             Some(silence) if silence.kind == "maintenance" => State::Maintenance,
             _ => State::Ready,
         };
         self.status.send_if_modified(|status| {
-            let changed = status.state != state || status.reasons != reasons;
-            (status.state, status.reasons) = (state, reasons);
+            let changed = status.state != state || status.reasons != reasons || status.warnings != ahead;
+            (status.state, status.reasons, status.warnings) = (state, reasons, ahead);
             changed
         });
         let alive = |stage: &str| !silent.contains(&stage);
-        let (outbox_depth, last_study_age_s) = tokio::task::block_in_place(|| {
-            (ledger.outbox_depth().unwrap_or(0), ledger.last_decided_age_ms().map(|ms| ms / 1000))
-        });
+        let seconds = |ms: Option<u64>| aged(ms).map(|ms| ms / 1000);
         self.heartbeat.send_replace(Heartbeat {
             uptime_s: (clock::now() - started).as_secs(),
-            last_study_age_s,
+            last_study_age_s: seconds(vitals.last_study_age_ms),
             last_proof_age_s: proof.map(|ms| ms / 1000),
             proof_interval_s: self.proof_interval_s,
-            outbox_depth,
-            open_alerts,
-            oldest_unacknowledged_s: oldest.map(|ms| ms / 1000),
+            outbox_depth: vitals.outbox_depth,
+            open_alerts: vitals.open_alerts,
+            oldest_unacknowledged_s: seconds(vitals.oldest_unacknowledged_ms),
             dicom_ok: alive("receive"),
             infer_ok: alive("infer"),
             disk_ok,
-            experience_week,
+            experience_week: asked.experience.map(|(_, experience)| experience).unwrap_or_default(),
             ..Heartbeat::default()
         });
     }

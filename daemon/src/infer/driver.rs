@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
@@ -54,15 +55,43 @@ pub struct Outcome {
 
 /// Where jobs go. Never waits.
 #[derive(Debug, Clone)]
-pub struct Jobs(SyncSender<Job>);
+pub struct Jobs {
+    sender: SyncSender<Job>,
+    idle: Idle,
+}
+
+/// Whether the reading thread has anything to do; what is not a patient waits for that.
+#[derive(Debug, Clone, Default)]
+pub struct Idle(Arc<AtomicBool>);
+
+impl Idle {
+    /// Refuses, in words, while something is being read.
+    pub fn check(&self) -> Result<(), String> {
+        if self.0.load(Ordering::Relaxed) {
+            Ok(())
+        } else {
+            Err("a study is being read; it goes first".into())
+        }
+    }
+
+    fn set(&self, idle: bool) {
+        self.0.store(idle, Ordering::Relaxed);
+    }
+}
 
 impl Jobs {
     /// Offers a job; gives it back if the queue is full.
     pub fn try_send(&self, job: Job) -> Result<(), Job> {
         use std::sync::mpsc::TrySendError::{Disconnected, Full};
-        self.0.try_send(job).map_err(|e| match e {
+        self.idle.set(false);
+        self.sender.try_send(job).map_err(|e| match e {
             Full(job) | Disconnected(job) => job,
         })
+    }
+
+    /// Whether there is anything to do.
+    pub fn idle(&self) -> Idle {
+        self.idle.clone()
     }
 }
 
@@ -71,8 +100,9 @@ pub fn spawn(reader: Arc<Reader>, pulse: Pulse) -> std::io::Result<(Jobs, mpsc::
     let (jobs_tx, jobs) = sync_channel(JOBS_MAX);
     let (outcomes_tx, outcomes) = mpsc::channel(OUTCOMES_MAX);
     let mut worker = Worker::new(reader, pulse, outcomes_tx);
+    let idle = worker.idle.clone();
     std::thread::Builder::new().name("ichd-infer".into()).spawn(move || worker.run(&jobs))?;
-    Ok((Jobs(jobs_tx), outcomes))
+    Ok((Jobs { sender: jobs_tx, idle }, outcomes))
 }
 
 struct Worker {
@@ -86,6 +116,7 @@ struct Worker {
     looked: HashMap<SeriesUid, usize>,
     /// The answer to a complete series that the judge has not taken yet; nothing else is read meanwhile.
     unheard: Option<Outcome>,
+    idle: Idle,
 }
 
 impl Worker {
@@ -98,6 +129,7 @@ impl Worker {
             order: VecDeque::new(),
             looked: HashMap::new(),
             unheard: None,
+            idle: Idle::default(),
         }
     }
 
@@ -111,8 +143,10 @@ impl Worker {
                 (None, true) => Duration::from_secs(1),
                 (None, false) => Duration::ZERO,
             };
+            self.idle.set(self.unheard.is_none() && queue.is_empty());
             match jobs.recv_timeout(wait) {
                 Ok(job) => {
+                    self.idle.set(false);
                     self.take_in(&mut queue, job);
                     continue;
                 }

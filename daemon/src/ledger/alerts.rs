@@ -243,7 +243,38 @@ pub struct Experience {
     pub positive_predictive_value: Option<f64>,
 }
 
+/// How things stand, in one look.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Vitals {
+    /// Alerts that wait for a person.
+    pub open_alerts: u64,
+    /// Age of the oldest finding that nobody has acknowledged, ms.
+    pub oldest_unacknowledged_ms: Option<u64>,
+    /// Since the last proof of life that succeeded, ms.
+    pub last_proof_age_ms: Option<u64>,
+    /// Since the last verdict on a patient, ms.
+    pub last_study_age_ms: Option<u64>,
+    /// Documents that wait for the broker.
+    pub outbox_depth: u64,
+    /// A silence or maintenance window that is on.
+    pub silence: Option<Silence>,
+}
+
 impl Ledger {
+    /// Everything that status and heartbeat say of the ledger.
+    pub fn vitals(&self) -> Result<Vitals, LedgerError> {
+        let open_alerts = self.open_alert_count()?;
+        let oldest = if open_alerts == 0 { None } else { self.oldest_unacknowledged_ms()? };
+        Ok(Vitals {
+            open_alerts,
+            oldest_unacknowledged_ms: oldest,
+            last_proof_age_ms: self.last_proof_age_ms()?,
+            last_study_age_ms: self.last_decided_age_ms(),
+            outbox_depth: self.outbox_depth()?,
+            silence: self.silenced()?,
+        })
+    }
+
     /// What a verdict does to the alert of its study; part of [`Ledger::record`]'s transaction.
     pub(super) fn write_alert(
         &self,
@@ -626,7 +657,7 @@ impl Ledger {
             let outcome = match &mut stored {
                 _ if !allowed => Err((ActionCode::NotAllowed, "this station is not enrolled here (alert.stations)".to_owned())),
                 // A box whose own clock is wrong must not refuse people; the broker's expiry holds then.
-                _ if late && clock::synced() == Some(true) => Err((ActionCode::Expired, "the action came too late".to_owned())),
+                _ if late && now.synced == Some(true) => Err((ActionCode::Expired, "the action came too late".to_owned())),
                 None => Err((ActionCode::UnknownAlert, "no such alert".to_owned())),
                 Some(stored) => action::apply(&mut stored.document, stored.content_rev, action, speaker.station, &at),
             };
@@ -956,7 +987,7 @@ impl Ledger {
         let now = self.clock.read();
         document.age_ms = self.elapsed_ms().saturating_sub(raised.unsigned_abs());
         document.published_at = clock::rfc3339(now.wall_ms);
-        document.clock.synced = clock::synced();
+        document.clock.synced = now.synced;
         document.timings_ms.verdict_to_publish = now.boot_ms.checked_sub(row.decided_boot_ms);
         document.escalation.next_in_ms = next.map(|at| at.unsigned_abs().saturating_sub(document.age_ms));
         document.escalation.muted_until = silenced(&connection, self.elapsed_ms())?.map(|s| s.until);
@@ -998,9 +1029,9 @@ impl Stored {
         let document = &self.document;
         tx.execute(
             "INSERT INTO alerts (study_uid, alert_id, rev, state, stage, raised_by, content, document, raised_ms,
-                 raised_boot_id, raised_boot_ms, raised_elapsed_ms, next_step_at_ms, sent_elapsed_ms, resends,
+                 raised_elapsed_ms, next_step_at_ms, sent_elapsed_ms, resends,
                  delivered_elapsed_ms, content_rev, called_unheard)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, '', 0, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
              ON CONFLICT (study_uid) DO UPDATE SET rev = ?3, state = ?4, stage = ?5, raised_by = ?6, content = ?7,
                  document = ?8, next_step_at_ms = ?11, sent_elapsed_ms = ?12, resends = ?13,
                  delivered_elapsed_ms = ?14, content_rev = ?15, called_unheard = ?16",

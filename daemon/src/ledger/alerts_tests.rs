@@ -1,7 +1,7 @@
 //! The chain as scripts of events on a clock that the test holds.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use proptest::prelude::*;
 
@@ -18,6 +18,7 @@ struct House {
     dir: tempfile::TempDir,
     wall_ms: Arc<AtomicU64>,
     boot_ms: Arc<AtomicU64>,
+    synced: Arc<AtomicBool>,
     ledger: Ledger,
 }
 
@@ -26,16 +27,24 @@ impl House {
         let dir = tempfile::tempdir().unwrap();
         let (wall_ms, boot_ms) =
             (Arc::new(AtomicU64::new(1_700_000_000_000)), Arc::new(AtomicU64::new(5_000)));
-        let ledger = Self::open(&dir, &wall_ms, &boot_ms, "boot-1");
-        House { dir, wall_ms, boot_ms, ledger }
+        let synced = Arc::new(AtomicBool::new(true));
+        let ledger = Self::open(&dir, &wall_ms, &boot_ms, &synced, "boot-1");
+        House { dir, wall_ms, boot_ms, synced, ledger }
     }
 
-    fn open(dir: &tempfile::TempDir, wall: &Arc<AtomicU64>, boot: &Arc<AtomicU64>, boot_id: &str) -> Ledger {
+    fn open(
+        dir: &tempfile::TempDir,
+        wall: &Arc<AtomicU64>,
+        boot: &Arc<AtomicU64>,
+        synced: &Arc<AtomicBool>,
+        boot_id: &str,
+    ) -> Ledger {
         let site = Site { name: "north".into(), device: "ct-1".into(), profile: Profile::Assist };
-        let (wall, boot) = (wall.clone(), boot.clone());
+        let (wall, boot, synced) = (wall.clone(), boot.clone(), synced.clone());
         let clock = clock::Source::scripted(move || clock::Reading {
             wall_ms: wall.load(Ordering::Relaxed),
             boot_ms: boot.load(Ordering::Relaxed),
+            synced: Some(synced.load(Ordering::Relaxed)),
         });
         Ledger::open_with(dir.path(), &site, Policy::default(), clock, boot_id.into()).unwrap()
     }
@@ -44,7 +53,7 @@ impl House {
     fn reboot(&mut self, off_ms: u64) {
         self.wall_ms.fetch_add(off_ms, Ordering::Relaxed);
         self.boot_ms.store(100, Ordering::Relaxed);
-        self.ledger = Self::open(&self.dir, &self.wall_ms, &self.boot_ms, "boot-2");
+        self.ledger = Self::open(&self.dir, &self.wall_ms, &self.boot_ms, &self.synced, "boot-2");
     }
 
     /// Time passes, the broker takes everything at once, and what is due is done each second.
@@ -259,6 +268,26 @@ fn a_forged_or_stale_action_does_nothing() {
     let stale = ActionMessage { action_id: "action-3".into(), rev: 1, ..action };
     assert_eq!(house.ledger.act(NURSE, &stale, true).unwrap().code, ActionCode::StaleRev);
     assert_eq!(house.now(&id).state, AlertState::Raised);
+}
+
+#[test]
+fn a_late_action_is_void_unless_the_box_itself_has_lost_the_time() {
+    let house = House::new();
+    let id = house.raise();
+    let expires_at = Some(clock::rfc3339(house.wall_ms.load(Ordering::Relaxed) + 300_000));
+    let action =
+        |n: &str| ActionMessage { expires_at: expires_at.clone(), ..house.action(&id, Verb::Ack, "Ann", n) };
+    // Recorded by somebody, and played back an hour later.
+    let recorded = action("action-1");
+    house.wall_ms.fetch_add(3_600_000, Ordering::Relaxed);
+    assert_eq!(house.ledger.act(NURSE, &recorded, true).unwrap().code, ActionCode::Expired);
+    assert_eq!(house.now(&id).state, AlertState::Raised);
+    // Without a synchronised clock nobody is refused for the box's own mistake, and documents say what times are worth.
+    house.synced.store(false, Ordering::Relaxed);
+    assert_eq!(house.ledger.act(NURSE, &action("action-2"), true).unwrap().code, ActionCode::Ok);
+    let said = house.drain().pop().unwrap();
+    assert_eq!((said.clock.synced, said.state), (Some(false), AlertState::Acknowledged));
+    assert!(said.age_ms < 1_000, "age is elapsed time, whatever the clock says: {}", said.age_ms);
 }
 
 #[test]

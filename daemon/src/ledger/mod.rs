@@ -7,6 +7,7 @@ pub mod alerts;
 mod atna;
 pub mod audit;
 mod commitments;
+mod desk;
 pub mod evidence;
 pub mod forwards;
 pub mod proofs;

@@ -15,6 +15,7 @@ use crate::clock;
 /// How far a proof has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Reached {
     /// Written down.
     Begun,
@@ -52,6 +53,7 @@ impl Reached {
 
 /// One proof.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Proof {
     /// Number.
     pub id: i64,

@@ -87,4 +87,9 @@ CREATE TABLE atna (seq INTEGER PRIMARY KEY AUTOINCREMENT, message TEXT NOT NULL)
     super::evidence::MIGRATION,
     super::shadow::MIGRATION,
     super::forwards::MIGRATION,
+    // Elapsed time took the place of the machine's own.
+    "
+ALTER TABLE alerts DROP COLUMN raised_boot_id;
+ALTER TABLE alerts DROP COLUMN raised_boot_ms;
+",
 ];

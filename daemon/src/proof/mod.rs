@@ -160,16 +160,15 @@ impl Prover {
         let mut at_broker = None;
         loop {
             tokio::time::sleep(LOOK).await;
-            let reached = blocking(|| self.ledger.proof(id))?.map_or(Reached::Begun, |p| p.reached);
-            if reached <= Reached::Stored
-                && let Some(wrong) = blocking(|| self.misread(study))?
-            {
+            let (reached, verdict) = blocking(|| standing(&self.ledger, id, study, self.golden.any))?;
+            if let Some(Err(wrong)) = verdict {
                 return Ok(Some(wrong));
             }
-            if reached == Reached::Station {
+            // A provisional alert, or one that is suspected for a wrong reason, may be at a station before its verdict.
+            if verdict.is_some() && reached == Reached::Station {
                 return Ok(None);
             }
-            if reached == Reached::Broker {
+            if verdict.is_some() && reached == Reached::Broker {
                 let since = *at_broker.get_or_insert_with(clock::now);
                 if !self.stations.any_linked() {
                     return Ok(None);
@@ -180,32 +179,43 @@ impl Prover {
             }
             if clock::now() - started > limit {
                 return Ok(Some(match reached {
-                    Reached::Begun | Reached::Stored => "reader: no verdict in time".into(),
-                    Reached::Verdict => "broker: the alert was not taken".into(),
+                    _ if verdict.is_none() => "reader: no verdict in time".into(),
+                    Reached::Begun | Reached::Stored | Reached::Verdict => {
+                        "broker: the alert was not taken".into()
+                    }
                     Reached::Broker | Reached::Station => "station: no answer in time".into(),
                 }));
             }
         }
     }
+}
 
-    /// What is wrong with the verdict, once there is one.
-    fn misread(&self, study: &StudyUid) -> Result<Option<String>, LedgerError> {
-        let Some(row) = self.ledger.series_of(study.as_str())?.pop() else { return Ok(None) };
-        let verdict: serde_json::Value = serde_json::from_str(&row.verdict).map_err(LedgerError::Document)?;
-        let any = verdict
-            .pointer("/scores/any")
-            .or_else(|| verdict.pointer("/scores/0"))
-            .and_then(serde_json::Value::as_f64);
-        let right = any.is_some_and(|p| (p - f64::from(self.golden.any)).abs() <= 1e-3);
-        let suspected = row.disposition == "suspected";
-        Ok((!right || !suspected).then(|| {
-            let reason = row.reason.as_deref().unwrap_or("");
-            format!(
-                "reader: the golden series was answered with {} {reason} {any:?}, expected {}",
-                row.disposition, self.golden.any
-            )
-        }))
+/// How far a proof has come, and, once its final verdict is there, whether that is the golden one.
+fn standing(
+    ledger: &Ledger,
+    id: i64,
+    study: &StudyUid,
+    expected: f32,
+) -> Result<(Reached, Option<Result<(), String>>), LedgerError> {
+    let reached = ledger.proof(id)?.map_or(Reached::Begun, |p| p.reached);
+    let Some(row) = ledger.series_of(study.as_str())?.into_iter().rfind(|row| row.stage == "final") else {
+        return Ok((reached, None));
+    };
+    let verdict: serde_json::Value = serde_json::from_str(&row.verdict).map_err(LedgerError::Document)?;
+    let any = verdict
+        .pointer("/scores/any")
+        .or_else(|| verdict.pointer("/scores/0"))
+        .and_then(serde_json::Value::as_f64);
+    let right = any.is_some_and(|p| (p - f64::from(expected)).abs() <= 1e-3);
+    if right && row.disposition == "suspected" {
+        return Ok((reached, Some(Ok(()))));
     }
+    let reason = row.reason.as_deref().unwrap_or("");
+    let wrong = format!(
+        "reader: the golden series was answered with {} {reason} {any:?}, expected {expected}",
+        row.disposition
+    );
+    Ok((reached, Some(Err(wrong))))
 }
 
 /// The golden series as a study of its own.
@@ -249,4 +259,46 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
         _ => {}
     }
     address
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::alert::inbound::{ReceiptMessage, ReceiptStage};
+    use crate::alert::lifecycle::tests::verdict;
+    use crate::config::{Profile, Site};
+    use crate::decide::Stage;
+    use crate::ledger::Record;
+    use crate::ledger::alerts::Speaker;
+
+    /// The alert of a proof is in the outbox in the same transaction as its verdict, and may be at a station long before
+    /// the final one: neither says that the scores are right.
+    #[test]
+    fn a_wrong_score_that_is_still_suspected_fails_however_far_its_alert_came() {
+        let dir = tempfile::tempdir().unwrap();
+        let site = Site { name: "north".into(), device: "ct-1".into(), profile: Profile::Assist };
+        let ledger = Ledger::open(dir.path(), &site).unwrap();
+        let study = StudyUid::parse("1.2.3").unwrap();
+        let id = ledger.begin_proof(study.as_str()).unwrap();
+        let record = |stage, p| ledger.record(&verdict(1, stage, Some(p)), &Record::default()).unwrap();
+        let (alert_id, rev) = record(Stage::Provisional, 0.9).alert.unwrap();
+        let receipt =
+            ReceiptMessage { schema: "ichd.receipt/1".into(), alert_id, rev, stage: ReceiptStage::Displayed };
+        ledger.receipt(Speaker { station: "ward-3", role: "nurse" }, &receipt).unwrap();
+        let at = |expected| standing(&ledger, id, &study, expected).unwrap();
+        assert_eq!(at(0.9), (Reached::Station, None), "a provisional look is no verdict");
+        record(Stage::Final, 0.9);
+        assert_eq!(at(0.9), (Reached::Station, Some(Ok(()))));
+        assert_eq!(at(0.9005), (Reached::Station, Some(Ok(()))), "to the tolerance of the golden series");
+        let (reached, tampered) = at(0.8);
+        assert_eq!(reached, Reached::Station);
+        assert!(
+            tampered
+                .unwrap()
+                .unwrap_err()
+                .starts_with("reader: the golden series was answered with suspected")
+        );
+        ledger.record(&verdict(1, Stage::Final, None), &Record::default()).unwrap();
+        assert!(at(0.9).1.unwrap().is_err(), "not suspected");
+    }
 }

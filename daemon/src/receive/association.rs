@@ -92,7 +92,6 @@ pub(super) async fn run(shared: &Shared, guest: Guest, mut shutdown: watch::Rece
             Err(refusal) => return refused(&shared.auditor, peer, &refusal),
         };
     log::info!(event = "association_opened", association = number, calling = calling.as_str(); "association accepted");
-    shared.events.offer(Event::Opened { association: number });
     let mut opened = Opened { events: &shared.events, association: number, orderly: false };
     let total = Duration::from_millis(config.total_timeout_ms);
     let mut session = Session {
@@ -134,7 +133,7 @@ pub(super) async fn run(shared: &Shared, guest: Guest, mut shutdown: watch::Rece
     opened.orderly = orderly;
 }
 
-/// An association that was announced; its end is announced too, even if that end is a panic.
+/// An association that was accepted; its end is announced, even if that end is a panic.
 struct Opened<'a> {
     events: &'a Events,
     association: u64,

@@ -36,14 +36,9 @@ pub const IMPLEMENTATION_VERSION_NAME: &str = concat!("ICHD_", env!("CARGO_PKG_V
 /// What the rest of the house learns.
 #[derive(Debug, Clone)]
 pub enum Event {
-    /// An association was accepted.
-    Opened {
-        /// Number of the association, unique since the start.
-        association: u64,
-    },
     /// An instance is on disk and synced.
     Stored {
-        /// The association that carried it.
+        /// Number of the association that carried it, unique since the start.
         association: u64,
         /// What was stored.
         instance: Instance,

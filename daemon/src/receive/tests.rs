@@ -174,7 +174,6 @@ async fn what_is_answered_with_success_is_on_disk_and_announced() {
     assert_eq!(store(&mut client, &p).await, Status::SUCCESS);
     assert_eq!((scp.stored(), scp.incoming()), (1, 0));
     client.release().await.unwrap();
-    assert!(matches!(scp.events.recv().await, Some(Event::Opened { association: 1 })));
     let Some(Event::Stored { association: 1, instance }) = scp.events.recv().await else { panic!() };
     assert_eq!(instance.header.sop.as_str(), p.sop_instance_uid);
     assert!(matches!(scp.events.recv().await, Some(Event::Released { association: 1, orderly: true })));
@@ -213,13 +212,12 @@ async fn the_same_again_is_success_and_another_content_is_kept_apart() {
     let mut kinds = Vec::new();
     while let Some(event) = scp.events.recv().await {
         kinds.push(match event {
-            Event::Opened { .. } => "opened",
             Event::Stored { .. } => "stored",
             Event::Conflict { .. } => "conflict",
             Event::Released { .. } => break,
         });
     }
-    assert_eq!(kinds, ["opened", "stored", "stored", "conflict"]);
+    assert_eq!(kinds, ["stored", "stored", "conflict"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

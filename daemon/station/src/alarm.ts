@@ -7,7 +7,7 @@ import { type Alert, isOpen, isWaiting } from "./wire.ts";
 
 export type Tone = "urgent" | "alert" | "technical" | "withdrawn" | "unavailable";
 
-/** What has been sounded of one alert. */
+/** What has been sounded of one alert, or of a storm of them. */
 export interface Sounded {
   at: number;
   priority: number;
@@ -30,13 +30,17 @@ export function isCalled(alert: Alert, role: string): boolean {
   return roles.length === 0 || roles.includes("everyone") || roles.includes(role);
 }
 
-/** The tone due for an alert on a station of this role, or nothing: who is not called yet sees it, and may sleep. */
+/**
+ * The tone due for an alert on a station of this role, or nothing: who is not called yet sees it, and may sleep. `group` is
+ * what was last sounded of the alert's storm: its next members sound with its next tone, unless they are more urgent.
+ */
 export function due(
   alert: Alert,
   sounded: Sounded | undefined,
   now: number,
   wall: number,
   role: string,
+  group?: Sounded,
 ): Tone | undefined {
   if (alert.kind === "test" || !isCalled(alert, role)) return undefined;
   if (alert.state === "withdrawn") {
@@ -45,7 +49,10 @@ export function due(
   if (!isOpen(alert) || isMuted(alert, wall)) return undefined;
   const tone = alert.kind === "technical" ? "technical" : alert.priority <= 1 ? "urgent" : "alert";
   const repeat = alert.kind === "technical" ? TECHNICAL_REPEAT_MS : REPEAT_MS;
-  if (sounded === undefined) return isWaiting(alert) ? tone : undefined;
+  if (sounded === undefined) {
+    const said = group !== undefined && now - group.at < repeat && alert.priority >= group.priority;
+    return isWaiting(alert) && !said ? tone : undefined;
+  }
   if (alert.priority < sounded.priority || sounded.state === "withdrawn") return tone;
   return isWaiting(alert) && now - sounded.at >= repeat ? tone : undefined;
 }

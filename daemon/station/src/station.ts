@@ -40,6 +40,15 @@ export interface Pending {
   reply?: wire.Reply;
 }
 
+/** What was asked of a box, and what it answered. */
+export interface Question {
+  device: string;
+  request: wire.Request;
+  at: number;
+  state: "sending" | "not_sent" | "no_answer" | "answered";
+  answer?: wire.Answer;
+}
+
 /** One line of the engineer's log. */
 export interface LogLine {
   wall: number;
@@ -51,6 +60,10 @@ const RECEIPT_EXPIRY_S = 600;
 const ACTION_EXPIRY_S = 600;
 const ACTION_LIFE_MS = 300_000;
 const ANSWER_MS = 8_000;
+/** A proof of life or a replay takes its time; longer than this nobody waits. */
+const REQUEST_MS = 150_000;
+const REQUEST_EXPIRY_S = 60;
+const QUESTIONS_MAX = 50;
 /** How long an answer stays on the card. */
 const ANSWER_SHOWN_MS = 6_000;
 /** After connecting, the broker and a returning box have this long to show an alert again. */
@@ -64,6 +77,12 @@ const SUBJECTS_MAX = 100;
 const HELD_MAX_MS = 12 * 3_600_000;
 
 const now = (): number => performance.now();
+
+/** The storm that an alert belongs to. */
+const group = ({ device, alert }: Shown): string => `${device}/${alert.group ?? alert.alert_id}`;
+
+const questionKey = (device: string, command: string, seriesRef: string | null): string =>
+  [device, command, seriesRef ?? ""].join("|");
 
 export class Station {
   readonly config: wire.PageConfig;
@@ -82,6 +101,9 @@ export class Station {
   readonly boxes = new Map<string, Box>();
   readonly stations = new Map<string, Partial<wire.StationStatus>>();
   readonly dispositions: (wire.Disposition & { device: string })[] = [];
+  /** The last question of each kind, by device, command and series. */
+  readonly questions = new Map<string, Question>();
+  readonly ledgers = new Map<string, wire.LedgerLine[]>();
   readonly log: LogLine[] = [];
   wakeLock: WakeLockSentinel | undefined;
 
@@ -93,6 +115,8 @@ export class Station {
   #alerts: Alerts<wire.Alert> = new Map();
   #arrivals = new Map<string, Arrival>();
   #sounded = new Map<string, alarm.Sounded>();
+  /** By the first alert of a storm; an alert of none is its own. */
+  #soundedGroups = new Map<string, alarm.Sounded>();
   #dismissed = new Set<string>();
   #receipts = new Receipts();
   #pending = new Map<string, Pending>();
@@ -126,7 +150,12 @@ export class Station {
       station,
       ...(password ? { password } : {}),
       topics: [`${dev}/status`, `${dev}/heartbeat`, `${dev}/alert/+`],
-      niceTopics: [`${dev}/study/+`, `${dev}/reply/${station}`, `ichd/1/${site}/sta/+/status`],
+      niceTopics: [
+        `${dev}/study/+`,
+        `${dev}/reply/${station}`,
+        // Other stations, and answers to requests, are for who looks after the boxes.
+        ...(this.settings.role === "engineer" ? [`${dev}/answer/${station}`, `ichd/1/${site}/sta/+/status`] : []),
+      ],
       ...(this.speaks ? { will: { topic: this.#topic("status"), payload: JSON.stringify(this.status("offline")) } } : {}),
       onState: (state, detail) => this.#onLink(state, detail),
       onMessage: (topic, payload, retained) => this.#onMessage(topic, payload, retained),
@@ -176,6 +205,7 @@ export class Station {
       });
     } else if (what === "study") this.#onStudy(name, payload);
     else if (what === "reply") this.#onReply(payload);
+    else if (what === "answer") this.#onAnswer(name, payload);
     this.tick();
   }
 
@@ -214,6 +244,7 @@ export class Station {
     const alert = alerts.get(key)?.document;
     if (!alert) {
       for (const map of [this.#arrivals, this.#sounded, this.#dismissed]) map.delete(key);
+      this.#forgetGroups();
       return this.#receipts.forget(key);
     }
     if (change !== "applied" && change !== "repeated") return;
@@ -244,6 +275,11 @@ export class Station {
     const arrival = { bornAt, publishedAt, conn: this.connections };
     this.#arrivals.set(key, arrival);
     return arrival;
+  }
+
+  #forgetGroups(): void {
+    const alive = new Set(this.#all().map(group));
+    for (const key of this.#soundedGroups.keys()) if (!alive.has(key)) this.#soundedGroups.delete(key);
   }
 
   #onProof(device: string, arrival: Arrival): void {
@@ -296,6 +332,13 @@ export class Station {
     return shown.sort(
       (a, b) => rank(a) - rank(b) || a.alert.priority - b.alert.priority || a.arrival.bornAt - b.arrival.bornAt,
     );
+  }
+
+  /** Open alerts of storms: how many came in so short a time that they sound as one. */
+  get storm(): number {
+    const open = this.open.filter(({ alert }) => wire.isWaiting(alert));
+    const groups = new Set(open.filter(({ alert }) => alert.group).map(group));
+    return open.filter((shown) => groups.has(group(shown))).length;
   }
 
   /** What was closed, newest first; a few lines under the cards. */
@@ -386,6 +429,9 @@ export class Station {
     for (const pending of this.#pending.values()) {
       if (pending.state === "sending" && now() - pending.at > ANSWER_MS) pending.state = "no_answer";
     }
+    for (const question of this.questions.values()) {
+      if (question.state === "sending" && now() - question.at > REQUEST_MS) question.state = "no_answer";
+    }
     this.#flush();
     this.changed();
   }
@@ -395,7 +441,8 @@ export class Station {
     for (const shown of this.#all()) {
       if (shown.unconfirmed || this.#isOver(shown.alert, shown.arrival)) continue;
       const sounded = this.#sounded.get(shown.key);
-      const tone = alarm.due(shown.alert, sounded, now(), this.#boxWall(shown.device), this.settings.role);
+      const said = this.#soundedGroups.get(group(shown));
+      const tone = alarm.due(shown.alert, sounded, now(), this.#boxWall(shown.device), this.settings.role, said);
       if (tone) dues.set(tone, [...(dues.get(tone) ?? []), shown]);
     }
     if (this.#isUnavailableDue()) dues.set("unavailable", []);
@@ -403,8 +450,12 @@ export class Station {
     if (tone === undefined || now() < this.#soundBusyUntil || !sound.play(tone)) return;
     this.#soundBusyUntil = now() + 1_500;
     if (tone === "unavailable") this.#unavailableSoundedAt = now();
-    for (const { key, device, alert } of dues.get(tone) ?? []) {
-      this.#sounded.set(key, { at: now(), priority: alert.priority, state: alert.state });
+    for (const shown of dues.get(tone) ?? []) {
+      const { key, device, alert } = shown;
+      const { priority, state } = alert;
+      this.#sounded.set(key, { at: now(), priority, state });
+      const said = this.#soundedGroups.get(group(shown))?.priority ?? priority;
+      this.#soundedGroups.set(group(shown), { at: now(), priority: Math.min(priority, said), state });
       if (tone !== "withdrawn") this.#receipts.say(key, device, alert, "sounded");
     }
     this.#flush();
@@ -520,6 +571,46 @@ export class Station {
     if (!reply || !pending) return;
     [pending.state, pending.reply, pending.at] = [reply.result, reply, now()];
     this.#note(`${pending.action.verb} ${pending.action.alert_id}: ${reply.result} ${reply.code ?? ""}`);
+  }
+
+  /** Asks a box for something that changes no alert; only an engineer's station may, and in somebody's name. */
+  ask(device: string, command: wire.Request["command"], seriesRef: string | null = null): void {
+    if (!this.mayAsk || !this.shift || this.question(device, command, seriesRef)?.state === "sending") return;
+    const request: wire.Request = {
+      schema: "ichd.request/1",
+      request_id: crypto.randomUUID(),
+      command,
+      user: this.shift.user,
+      series_ref: seriesRef,
+      expires_at: new Date(this.#boxWall(device) + REQUEST_EXPIRY_S * 1000).toISOString(),
+    };
+    const question: Question = { device, request, at: now(), state: "sending" };
+    const key = questionKey(device, command, seriesRef);
+    this.questions.delete(key);
+    this.questions.set(key, question);
+    for (const old of [...this.questions.keys()].slice(0, -QUESTIONS_MAX)) this.questions.delete(old);
+    void this.#mqtt?.publish(this.#topic(`request/${device}`), request, { expiry_s: REQUEST_EXPIRY_S }).then((sent) => {
+      if (!sent && question.state === "sending") question.state = "not_sent";
+      this.changed();
+    });
+    this.changed();
+  }
+
+  /** The last question of its kind. */
+  question = (device: string, command: wire.Request["command"], seriesRef: string | null = null): Question | undefined =>
+    this.questions.get(questionKey(device, command, seriesRef));
+
+  get mayAsk(): boolean {
+    return this.settings.role === "engineer" && this.shift !== undefined && this.link === "connected";
+  }
+
+  #onAnswer(device: string, payload: string): void {
+    const answer = wire.parse(payload, "ichd.answer/1") as unknown as wire.Answer | undefined;
+    const question = [...this.questions.values()].find((q) => q.request.request_id === answer?.request_id);
+    if (!answer || question?.device !== device) return;
+    [question.state, question.answer] = ["answered", answer];
+    if (Array.isArray(answer.ledger)) this.ledgers.set(device, answer.ledger);
+    this.#note(`${question.request.command} of ${device}: ${answer.code} ${answer.message ?? ""}`);
   }
 
   #pendingOf(alertId: string): Pending | undefined {

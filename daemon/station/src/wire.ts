@@ -39,6 +39,8 @@ export interface Alert {
   claimed_by?: { station?: string; user?: string; at?: string } | null;
   feedback?: { station?: string; user?: string; value?: string; at?: string }[];
   technical?: { code?: string; text?: string };
+  /** First alert of a storm: one sound for all of it. */
+  group?: string | null;
   addendum?: string[];
   disclaimer?: string;
 }
@@ -52,6 +54,8 @@ export interface DeviceStatus {
   slot?: string | null;
   model?: { id?: string; version?: string; sha256?: string } | null;
   reasons?: string[];
+  /** What will be a reason if nobody sees to it. */
+  warnings?: string[];
 }
 
 /** `ichd.heartbeat/1`; the engineer view lists whatever else is in it. */
@@ -61,6 +65,8 @@ export interface Heartbeat {
   last_proof_age_s?: number | null;
   proof_interval_s?: number | null;
   open_alerts?: number;
+  /** What people said of the alerts of the last seven days. */
+  experience_week?: { judged?: number; right?: number; wrong?: number; positive_predictive_value?: number | null };
   [field: string]: unknown;
 }
 
@@ -97,6 +103,33 @@ export interface Reply {
   code?: string;
   message?: string;
   rev?: number;
+}
+
+/** `ichd.request/1`: what an engineer's station asks of a box. */
+export interface Request {
+  schema: "ichd.request/1";
+  request_id: string;
+  command: "proof" | "ledger" | "replay";
+  user: string;
+  series_ref: string | null;
+  expires_at: string;
+}
+
+/** One series as the box holds it. */
+export interface LedgerLine extends Disposition {
+  stage?: string;
+  test?: boolean;
+  purged?: boolean;
+}
+
+/** `ichd.answer/1`. */
+export interface Answer {
+  request_id: string;
+  code: "ok" | "not_allowed" | "busy" | "expired" | "unknown_series" | "failed";
+  message?: string;
+  proof?: { reached?: string; took_ms?: number | null; failure?: string | null };
+  ledger?: LedgerLine[];
+  replay?: { series_ref?: string; equal?: boolean; difference?: string | null };
 }
 
 /** `ichd.station/1`, retained, and the will. */

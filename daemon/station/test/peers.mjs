@@ -1,11 +1,12 @@
 //! The peers of a station: Mosquitto with a websockets listener, the real daemon, a scripted box, a real Chromium.
 
 import { execFileSync, spawn } from "node:child_process";
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir, userInfo } from "node:os";
 import { join, resolve } from "node:path";
 
+import Ajv from "ajv";
 import mqtt from "mqtt";
 import { chromium } from "playwright-core";
 
@@ -148,6 +149,23 @@ export class Wire {
   }
 }
 
+const schemas = new Map();
+
+/** What is wrong with a document by its schema in docs/contract. */
+export function complaints(document) {
+  if (schemas.size === 0) {
+    const folder = join(repository, "docs/contract");
+    const ajv = new Ajv.default({ strict: false, validateFormats: false });
+    for (const file of readdirSync(folder).filter((f) => f.endsWith(".schema.json"))) {
+      const schema = JSON.parse(readFileSync(join(folder, file), "utf8"));
+      schemas.set(schema.title, ajv.compile(schema));
+    }
+  }
+  const check = schemas.get(document.schema);
+  if (!check) return [`no schema for ${document.schema}`];
+  return check(document) ? [] : check.errors.map((e) => `${e.instancePath} ${e.message}`);
+}
+
 /** An alert document as the daemon makes it, with what a test changes. */
 export function alert(more = {}) {
   return {
@@ -168,7 +186,7 @@ export function alert(more = {}) {
 /** The real daemon, on the phantom's scanner and a page of its own. */
 export class Daemon {
   /** `page`: the broker that the page is told; the daemon's own unless a test wants the wire for itself. */
-  static async start(broker, { page = broker, tls, station = "" } = {}) {
+  static async start(broker, { page = broker, tls, station = "", key } = {}) {
     const daemon = new Daemon();
     Object.assign(daemon, folder());
     const certificate = tls ? `[station.tls]\ncertificate = "${tls("box.crt")}"\nkey = "${tls("box.key")}"\n` : "";
@@ -178,7 +196,13 @@ export class Daemon {
 [infer]\nmodel = "${repository}/models/ichd-base"\ntrusted-keys = ["${repository}/models/keys/ichd-base.pub"]
 [proof]\ninterval-s = 0\n[alert]\nbroker-port = ${broker.port}\n[health]\nheartbeat-s = 2
 [station]\nlisten = "127.0.0.1:0"\nbroker-url = "${page.url}"\n${certificate}${station}`;
-    writeFileSync(join(daemon.dir, "ichd.toml"), config);
+    let privacy = "";
+    if (key) {
+      const file = join(daemon.dir, "privacy.jwks");
+      writeFileSync(file, JSON.stringify({ keys: [{ kty: "oct", alg: "A256GCM", kid: "test", k: key }] }), { mode: 0o600 });
+      privacy = `[privacy]\nlevel = "image"\nkeys = "${file}"\n`;
+    }
+    writeFileSync(join(daemon.dir, "ichd.toml"), config + privacy);
     daemon.child = spawn(program("ichd"), ["run", "--config", join(daemon.dir, "ichd.toml")], {
       stdio: ["ignore", "pipe", process.env.ICHD_TEST_LOG ? "inherit" : "ignore"],
       env: { ...process.env, STATE_DIRECTORY: undefined },

@@ -110,6 +110,13 @@ test("an alert sounds until it is taken, and again only if its priority rises or
   assert.equal(due(alert(called), undefined, 0, 0, "physician"), undefined, "not called yet");
   assert.equal(due(alert({ escalation: { roles: ["everyone"] } }), undefined, 0, 0, "physician"), "urgent");
   assert.equal(due(alert({ kind: "test" }), undefined, 0, 0), undefined);
+  // A storm sounds as one: the next of it waits for the next tone, unless it is more urgent.
+  const storm = { at: 0, priority: 2, state: "raised" };
+  const member = (priority, now) => dueFor(alert({ priority, group: "A" }), undefined, now, 0, "nurse", storm);
+  assert.equal(member(2, REPEAT_MS - 1), undefined);
+  assert.equal(member(3, REPEAT_MS - 1), undefined);
+  assert.equal(member(1, 1), "urgent");
+  assert.equal(member(2, REPEAT_MS), "alert", "and none of it is left out");
 });
 
 test("receipts answer news, and never the receipts in a document", async () => {

@@ -27,10 +27,11 @@ const complaints = (page) => page.problems.filter((line) => !line.startsWith("We
 
 describe("the real chain", () => {
   let broker, daemon, wire;
+  const key = Buffer.alloc(32, 9).toString("base64url");
   before(async () => {
     broker = await peers.Mosquitto.start();
     wire = await peers.Wire.on(broker);
-    daemon = await peers.Daemon.start(broker);
+    daemon = await peers.Daemon.start(broker, { key });
   });
   after(async () => {
     await daemon?.stop();
@@ -39,7 +40,7 @@ describe("the real chain", () => {
   });
 
   test("a bleed appears, sounds, is acknowledged with a name, and another station sees it", async () => {
-    const ward = await station(chromium, daemon.page);
+    const ward = await station(chromium, daemon.page, { key });
     const desk = await station(chromium, daemon.page, { name: "desk-1", ward: "Emergency", role: "charge_nurse", user: "Wang Fang" });
     const ready = await wire.next("a station that is ready", (m) => m.topic.endsWith("sta/ward-3/status") && m.body.state === "ready");
     assert.deepEqual(
@@ -56,6 +57,12 @@ describe("the real chain", () => {
     await sounds(ward, "urgent");
     assert.equal(await heard(desk, "urgent"), 0, "the ladder has not called a charge nurse yet");
     await says(ward, ".card", /left.*intraparenchymal/s);
+    // At privacy level `image` the key slice comes sealed in the document, and opens where the key is.
+    await visible(ward, ".card img.picture");
+    const drawn = () => ward.locator(".card img.picture").evaluate((img) => img.complete && img.naturalWidth > 32);
+    await until("the picture is one", drawn);
+    assert.equal(await desk.locator(".card img.picture").count(), 0);
+    await shot(ward, "key-slice");
     const { body: document } = await wire.next("an alert", (m) => m.body?.schema === "ichd.alert/1");
     for (const stage of ["received", "displayed", "sounded"]) {
       const receipt = await wire.next(`receipt ${stage}`, (m) => m.topic.endsWith("sta/ward-3/receipt/ct-1") && m.body.stage === stage);
@@ -75,10 +82,43 @@ describe("the real chain", () => {
     for (const page of [ward, desk]) await says(page, ".card.taken .who", /Acknowledged by Li Na, ward-3/);
     await shot(desk, "acknowledged-real");
 
+    await ward.getByRole("button", { name: "Right" }).click();
+    await says(desk, "[data-tile='week-ct-1']", /1 of 1 \(100 %\)/);
     await ward.getByRole("button", { name: "Engineer" }).click();
     await says(ward, ".engineer", /suspected/);
-    await shot(ward, "engineer-real");
+    assert.equal(await ward.locator("[data-ask='proof']").isDisabled(), true, "a nurse's station asks nothing of a box");
+    assert.doesNotMatch(await ward.locator(".engineer").innerText(), /desk-1/, "nor sees it the other stations");
     assert.deepEqual([...complaints(ward), ...complaints(desk)], []);
+  });
+
+  test("an engineer sees stations, ledger and value of the alerts, sends a test alert and replays a series", async () => {
+    const bench = await station(chromium, daemon.page, { name: "bench", ward: "IT", role: "engineer", user: "Zhao Lei" });
+    await says(bench, ".engineer", /desk-1[\s\S]*ward-3/);
+    await says(bench, "[data-box='ct-1']", /PPV.*100 %/s);
+    const row = "[data-ledger='ct-1'] tbody tr";
+    await says(bench, row, /suspected/);
+    await until("the box is free", async () => {
+      await bench.locator(`${row} button`).first().click();
+      await until("an answer", async () => (await bench.locator(`${row} [data-outcome]`).first().getAttribute("data-outcome")) !== "sending");
+      return (await bench.locator(`${row} [data-outcome]`).first().getAttribute("data-outcome")) === "ok";
+    });
+    await says(bench, row, /the same bytes/);
+    await bench.locator("[data-ask='proof']").click();
+    await says(bench, "[data-box='ct-1'] [data-outcome='ok']", /reached: station/);
+    await says(bench, "[data-tile='proof-ct-1']", /s ago/);
+    await bench.locator("[data-ask='ledger']").click();
+    await says(bench, row, /Test/);
+    await shot(bench, "engineer-real");
+    assert.deepEqual(complaints(bench), []);
+  });
+
+  test("every document on the wire, the box's and the page's, is as docs/contract says", () => {
+    const wrong = wire.seen.filter((m) => m.body !== undefined).flatMap(({ topic, body }) => peers.complaints(body).map((c) => `${topic}: ${c}`));
+    assert.deepEqual(wrong, []);
+    const seen = new Set(wire.seen.map((m) => m.body?.schema));
+    for (const name of ["alert", "study", "status", "heartbeat", "reply", "answer", "station", "receipt", "action", "request"]) {
+      assert.ok(seen.has(`ichd.${name}/1`), `${name} was on the wire`);
+    }
   });
 
   test("when the box is gone the page is still there, and says that the AI is not", async () => {

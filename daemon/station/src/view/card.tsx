@@ -16,7 +16,7 @@ export function Card({ station, shown, selected, onSelect }: Props) {
   const { alert, unconfirmed } = shown;
   const look = unconfirmed ? "unconfirmed" : alert.state === "withdrawn" ? "withdrawn" : isWaiting(alert) ? "waiting" : "taken";
   return (
-    <article class={`card ${look} ${alert.kind}${selected ? " selected" : ""}`} data-alert={alert.alert_id}
+    <article class={`card ${look} ${alert.kind}${selected ? " selected" : ""}`} data-alert={alert.alert_id} data-rev={alert.rev}
       data-state={alert.state} aria-current={selected} onPointerDown={onSelect}>
       <header>
         <span class="sign" aria-hidden="true">{SIGNS[look]}</span>

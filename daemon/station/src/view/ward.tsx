@@ -161,6 +161,7 @@ function Alerts({ station, open, onShift }: { station: Station; open: Shown[]; o
   const earlier = station.earlier;
   return (
     <main class={`${open.length > 0 ? "alerts" : "calm"}${moving ? " moving" : ""}`}>
+      {station.storm > 0 && <p class="storm" role="status">⁂ {t("storm", { n: station.storm })}</p>}
       {open.length === 0 && <Calm station={station} onShift={onShift} />}
       {open.map((shown) => (
         <Card key={shown.key} station={station} shown={shown} selected={open.length > 1 && shown.key === selected?.key}
@@ -243,6 +244,8 @@ function Proof({ station, device, test }: { station: Station; device: string; te
     typeof study === "number" && box.heartbeatAt !== undefined
       ? t("proof_ago", { age: age(study + (performance.now() - box.heartbeatAt) / 1000) })
       : "–";
+  const week = box.heartbeat?.experience_week;
+  const judged = (week?.right ?? 0) + (week?.wrong ?? 0);
   const state = box.status?.state ?? "unknown";
   const look = state === "ready" ? "ok" : state === "degraded" ? "warn" : "bad";
   return (
@@ -252,6 +255,12 @@ function Proof({ station, device, test }: { station: Station; device: string; te
         {text}{overdue ? ` · ${t("proof_overdue")}` : ""}{test ? <em> {test}</em> : null}
       </Tile>
       <Tile name={t("last_study")} look="dim" id={`study-${device}`}>{studied}</Tile>
+      {/* The site's own positive predictive value, of what people said of its alerts. */}
+      <Tile name={t("week")} look="dim" id={`week-${device}`}>
+        {judged > 0
+          ? t("week_right", { right: week?.right ?? 0, judged, percent: Math.round((100 * (week?.right ?? 0)) / judged) })
+          : t("week_none")}
+      </Tile>
     </>
   );
 }
