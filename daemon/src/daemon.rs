@@ -252,12 +252,14 @@ pub async fn run(
     let receiver = tokio::spawn(receive::serve(
         receive::Doors { plain, tls },
         config::Receive { proof_ae_title: Some(config.proof.ae_title.clone()), ..config.receive.clone() },
-        spool.clone(),
-        Some(commitments),
-        receive::Events::new(events_tx, rescan_wanted),
-        auditor,
-        pulses.register("receive"),
-        shutdown.clone(),
+        receive::Wiring {
+            spool: spool.clone(),
+            commitments: Some(commitments),
+            events: receive::Events::new(events_tx, rescan_wanted),
+            auditor,
+            pulse: pulses.register("receive"),
+            shutdown: shutdown.clone(),
+        },
     ));
     let watcher = tokio::spawn(alert::watch::run(
         ledger.clone(),

@@ -24,7 +24,7 @@ use crate::atna::{Node, Transfer};
 use crate::commit::{self, Commitments, Held, message};
 use crate::config;
 use crate::dicom::nested::Encoding;
-use crate::dicom::{SliceHeader, SopInstanceUid, StudyUid};
+use crate::dicom::{AeTitle, SliceHeader, SopInstanceUid, StudyUid};
 use crate::evidence::auditor;
 use crate::spool::{FileMeta, Incoming, StoreError, Stored};
 use crate::tls::Holder;
@@ -319,7 +319,11 @@ impl Session<'_> {
 
     /// Counts an instance for the audit log, where somebody wants to hear of it.
     fn note_transfer(&mut self, header: &SliceHeader) {
-        if !self.shared.auditor.wants_transfers() {
+        // A proof of life is about nobody.
+        let is_proof = |title: &AeTitle| title.as_str() == self.calling;
+        if !self.shared.auditor.wants_transfers()
+            || self.shared.config.proof_ae_title.as_ref().is_some_and(is_proof)
+        {
             return;
         }
         let transfer = self.transfers.entry(header.study.clone()).or_insert_with(|| Transfer {

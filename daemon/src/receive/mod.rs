@@ -112,17 +112,25 @@ pub struct Doors {
     pub tls: Option<(TcpListener, tls::Server)>,
 }
 
+/// Everything the stage is wired to.
+pub struct Wiring {
+    /// Owner of the instances.
+    pub spool: Arc<Spool>,
+    /// Storage Commitment, where a peer is offered it.
+    pub commitments: Option<Arc<Commitments>>,
+    /// To whoever wants to know.
+    pub events: Events,
+    /// Hears of refusals, and of what came in.
+    pub auditor: Auditor,
+    /// Beats at least once a second.
+    pub pulse: Pulse,
+    /// Turns true once.
+    pub shutdown: watch::Receiver<bool>,
+}
+
 /// Serves until `shutdown` turns true, then lets running associations end.
-pub async fn serve(
-    doors: Doors,
-    config: config::Receive,
-    spool: Arc<Spool>,
-    commitments: Option<Arc<Commitments>>,
-    events: Events,
-    auditor: Auditor,
-    pulse: Pulse,
-    mut shutdown: watch::Receiver<bool>,
-) {
+pub async fn serve(doors: Doors, config: config::Receive, wiring: Wiring) {
+    let Wiring { spool, commitments, events, auditor, pulse, mut shutdown } = wiring;
     let permits = Arc::new(Semaphore::new(config.associations_max));
     let shared =
         Arc::new(Shared { config, spool, commitments, events, auditor, permits, next: AtomicU64::new(1) });

@@ -52,12 +52,14 @@ async fn scp_on(listener: TcpListener, config: config::Receive, events_max: usiz
     let served = tokio::spawn(serve(
         Doors { plain: listener, tls: None },
         config,
-        spool.clone(),
-        None,
-        to,
-        crate::evidence::auditor::new(false).0,
-        pulse,
-        watched,
+        Wiring {
+            spool: spool.clone(),
+            commitments: None,
+            events: to,
+            auditor: crate::evidence::auditor::new(false).0,
+            pulse,
+            shutdown: watched,
+        },
     ));
     Scp { port, spool, events, rescan_wanted, shutdown, served, dir }
 }
