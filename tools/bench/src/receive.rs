@@ -43,7 +43,8 @@ pub async fn receiver(dir: &Path) -> Result<(), String> {
     let pulse = Pulses::new(clock::now()).register("receive");
     let events = Events::new(events, RescanWanted::default());
     let (auditor, _minutes) = ichd::evidence::auditor::new(false);
-    receive::serve(Doors { plain, tls: None }, config, spool, None, events, auditor, pulse, watched).await;
+    let wiring = receive::Wiring { spool, commitments: None, events, auditor, pulse, shutdown: watched };
+    receive::serve(Doors { plain, tls: None }, config, wiring).await;
     Ok(())
 }
 
