@@ -44,6 +44,10 @@ const STUDY_EXPIRY_S: u32 = 3_600;
 /// The answer to an action is for somebody who waits for it.
 const REPLY_EXPIRY_S: u32 = 60;
 const REQUESTS_MAX: usize = 64;
+/// Documents of stations that the broker may have on the way to us at once. The loop hands over ten for each request it
+/// takes, so without a limit the acknowledgements of a backlog fill the channel, the link is built anew, and the broker
+/// begins again: with each of them an answer, this many fit.
+const RECEIVE_MAX: u16 = 16;
 /// Role that a station must be enrolled with to ask for something or to order an update.
 const ENGINEER: &str = "engineer";
 /// Reasons that only an alert somebody takes can clear: a disposition that passes says nothing about alerts.
@@ -317,6 +321,7 @@ impl Run {
         // The broker keeps for us what people do while we are away. A will waits for its delay while the session lives.
         options.set_keep_alive(KEEP_ALIVE).set_clean_start(false).set_connection_timeout(5);
         options.set_session_expiry_interval(Some(SESSION_EXPIRY_S));
+        options.set_receive_maximum(Some(RECEIVE_MAX));
         options.set_max_packet_size(Some(config.inbound_bytes_max));
         // A station's word is acknowledged when it is on disk, not when it is in memory.
         options.set_manual_acks(true);
