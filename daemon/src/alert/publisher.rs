@@ -4,7 +4,7 @@
 //! One document is in flight at a time; its row leaves the outbox only on a PUBACK that says the broker took it.
 //! Never `publish().await` while polling: a full request channel would wait for the loop that waits for it.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,10 +44,12 @@ const STUDY_EXPIRY_S: u32 = 3_600;
 /// The answer to an action is for somebody who waits for it.
 const REPLY_EXPIRY_S: u32 = 60;
 const REQUESTS_MAX: usize = 64;
-/// Documents of stations that the broker may have on the way to us at once. The loop hands over ten for each request it
-/// takes, so without a limit the acknowledgements of a backlog fill the channel, the link is built anew, and the broker
-/// begins again: with each of them an answer, this many fit.
+/// Documents of stations that the broker may have on the way to us at once. Mosquitto 2.0 sends that many for each
+/// acknowledgement, so it is a limit for others only.
 const RECEIVE_MAX: u16 = 16;
+/// Acknowledgements that are asked for and not sent. The loop hands over ten packets for each request it takes: those of
+/// a backlog would fill its channel, and stand before an alert.
+const ACKS_MAX: usize = 16;
 /// Role that a station must be enrolled with to ask for something or to order an update.
 const ENGINEER: &str = "engineer";
 /// Reasons that only an alert somebody takes can clear: a disposition that passes says nothing about alerts.
@@ -252,6 +254,10 @@ struct InFlight {
     bytes_max: Option<u32>,
     /// An alert was set aside on this connection.
     too_large: bool,
+    /// Documents that are on disk and not yet acknowledged.
+    acks: VecDeque<Publish>,
+    /// Acknowledgements that were asked for and not sent.
+    acks_asked: usize,
 }
 
 impl InFlight {
@@ -260,6 +266,17 @@ impl InFlight {
     fn not_ours(&mut self, sent: bool) {
         if sent && (self.row.is_none() || self.pkid.is_some()) {
             self.others += 1;
+        }
+    }
+
+    /// Acknowledges what is on disk, a few at a time.
+    fn acknowledge(&mut self, client: &AsyncClient) {
+        while self.acks_asked < ACKS_MAX
+            && let Some(publish) = self.acks.front()
+            && client.try_ack(publish).is_ok()
+        {
+            self.acks.pop_front();
+            self.acks_asked += 1;
         }
     }
 
@@ -360,6 +377,7 @@ impl Run {
         self.on_connected(&client, &mut flight);
         loop {
             self.pulse.beat();
+            flight.acknowledge(&client);
             if flight.row.is_none()
                 && let Err(reason) = self.send_next(&client, &mut flight)
             {
@@ -493,7 +511,11 @@ impl Run {
         let topic = String::from_utf8_lossy(&publish.topic);
         tokio::task::block_in_place(|| self.take(client, &topic, publish, flight))
             .map_err(|e| crate::chain(&e))?;
-        client.try_ack(publish).map_err(|_| "request channel is full".to_owned())
+        // Quality of service 0 asks for none.
+        if publish.qos != QoS::AtMostOnce {
+            flight.acks.push_back(Publish { payload: Vec::new().into(), ..publish.clone() });
+        }
+        Ok(())
     }
 
     fn take(
@@ -615,6 +637,9 @@ impl Run {
 
     fn on_event(&mut self, event: &Event, flight: &mut InFlight) {
         match event {
+            Event::Outgoing(Outgoing::PubAck(_)) => {
+                flight.acks_asked = flight.acks_asked.saturating_sub(1);
+            }
             // The loop sends in the order of the requests: what was asked before our row is somebody else's.
             Event::Outgoing(Outgoing::Publish(pkid)) if *pkid != 0 => {
                 if flight.others > 0 {
