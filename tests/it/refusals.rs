@@ -146,6 +146,69 @@ fn a_missing_or_tampered_model_ends_with_78_and_names_the_file() {
     assert_eq!(analyze(&dir.path().join("nothing")).status.code(), Some(78));
 }
 
+/// Signs a package anew after something in it was changed.
+fn sign(package: &std::path::Path, manifest: &mut toml::Table) {
+    use ed25519_dalek::{Signer, SigningKey};
+    use sha2::{Digest, Sha256};
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    for (name, sha256) in manifest["files"].as_table_mut().unwrap().iter_mut() {
+        if let Ok(bytes) = std::fs::read(package.join(name)) {
+            *sha256 = hex(&Sha256::digest(bytes)).into();
+        }
+    }
+    let key = SigningKey::from_bytes(&[7; 32]);
+    let text = toml::to_string(manifest).unwrap();
+    std::fs::write(package.join("manifest.sig"), key.sign(text.as_bytes()).to_bytes()).unwrap();
+    std::fs::write(package.join("manifest.toml"), text).unwrap();
+    std::fs::write(package.join("test.pub"), hex(key.verifying_key().as_bytes())).unwrap();
+}
+
+#[test]
+fn a_package_that_was_signed_and_is_wrong_ends_with_78_and_says_what() {
+    type Spoil = fn(&std::path::Path, &mut toml::Table);
+    let wrong: [(&str, Spoil, &str); 5] = [
+        ("class order", |_, m| m["classes"].as_array_mut().unwrap().swap(1, 2), "classes"),
+        (
+            "shape",
+            |_, m| drop(m["input"].as_table_mut().unwrap().insert("size-px".into(), 100.into())),
+            "base.onnx",
+        ),
+        (
+            "graph",
+            |dir, _| std::fs::copy(dir.join("seq2.onnx"), dir.join("seq1.onnx")).map(|_| ()).unwrap(),
+            "seq1.onnx",
+        ),
+        (
+            "no golden",
+            |_, m| m["files"].as_table_mut().unwrap().retain(|f, _| !f.ends_with(".dcm")),
+            "golden",
+        ),
+        (
+            "other window",
+            |_, m| {
+                let window = m["input"]["windows"].as_array_mut().unwrap()[0].as_table_mut().unwrap();
+                drop(window.insert("level-hu".into(), 60.0.into()));
+            },
+            "golden",
+        ),
+    ];
+    for (what, spoil, named) in wrong {
+        let dir = tempfile::tempdir().unwrap();
+        let copy = dir.path().join("package");
+        assert!(Command::new("cp").arg("-r").arg(model()).arg(&copy).status().unwrap().success());
+        let mut manifest: toml::Table =
+            toml::from_str(&std::fs::read_to_string(copy.join("manifest.toml")).unwrap()).unwrap();
+        spoil(&copy, &mut manifest);
+        sign(&copy, &mut manifest);
+        let key = copy.join("test.pub");
+        let slice = Phantom::quiet().files[0].to_str().unwrap();
+        let output =
+            ichd(&["analyze", "--model", copy.to_str().unwrap(), "--key", key.to_str().unwrap(), slice]);
+        assert_eq!(output.status.code(), Some(78), "{what}: {}", words(&output));
+        assert!(words(&output).contains(named), "{what}: {}", words(&output));
+    }
+}
+
 #[test]
 fn check_accepts_what_run_would_run() {
     let _alone = alone();

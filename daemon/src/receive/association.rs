@@ -1,6 +1,6 @@
 //! One association: negotiate, then commands until it ends.
 //!
-//! Memory is bounded by the largest PDU plus one write buffer; time by handshake, per-PDU and total limits. A refused
+//! Served by one thread, which the disk may keep waiting. Memory is bounded by the largest PDU plus one write buffer; time by handshake, per-PDU and total limits. A refused
 //! data set is read to its end and thrown away, so that the sender gets a status and the association lives.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use dicom_ul::pdu::{self, AssociationRQ};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use super::admit::{self, Admission};
 use super::dimse::{
@@ -34,7 +34,8 @@ const WRITE_BYTES: usize = 128 << 10;
 
 /// A connection that was let in and has not said anything yet.
 pub(super) struct Guest {
-    pub socket: TcpStream,
+    /// Non-blocking, and nobody's yet.
+    pub socket: std::net::TcpStream,
     pub peer: SocketAddr,
     /// It comes from this very machine.
     pub is_own: bool,
@@ -64,10 +65,34 @@ pub(super) struct Way {
     pub is_own: bool,
 }
 
-/// Serves one connection from accept to close.
-pub(super) async fn run(shared: &Shared, guest: Guest, mut shutdown: watch::Receiver<bool>) {
+/// Serves one connection on a thread of its own, so that the disk may keep it waiting and nobody else, and no slice is
+/// handed from thread to thread. Ends with the association; an error says that it did not end by itself.
+pub(super) fn spawn(
+    shared: Arc<Shared>,
+    guest: Guest,
+    shutdown: watch::Receiver<bool>,
+) -> std::io::Result<oneshot::Receiver<()>> {
+    let (done, ended) = oneshot::channel();
+    let serve = move || {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return log::error!(event = "accept_failed"; "association not served: {error}"),
+        };
+        runtime.block_on(run(&shared, guest, shutdown));
+        let _ = done.send(());
+    };
+    std::thread::Builder::new().name("ichd-receive".into()).spawn(serve)?;
+    Ok(ended)
+}
+
+/// From accept to close.
+async fn run(shared: &Shared, guest: Guest, mut shutdown: watch::Receiver<bool>) {
     let Guest { socket, peer, is_own, tls, number, permit } = guest;
     let config = &shared.config;
+    let socket = match TcpStream::from_std(socket) {
+        Ok(socket) => socket,
+        Err(error) => return log::error!(event = "accept_failed"; "association not served: {error}"),
+    };
     let _ = socket.set_nodelay(true);
     let handshake = Duration::from_millis(config.handshake_timeout_ms);
     let is_secure = tls.is_some();
@@ -467,7 +492,7 @@ impl Session<'_> {
             calling: self.calling.clone(),
             is_image: syntax::IMAGES.contains(&class),
         };
-        tokio::task::block_in_place(|| self.shared.spool.begin(meta)).map_err(|e| refusal(&e))
+        self.shared.spool.begin(meta).map_err(|e| refusal(&e))
     }
 
     fn on_data(&mut self, receiving: &mut Receiving, bytes: &[u8]) {
@@ -498,12 +523,10 @@ impl Session<'_> {
         let Receiving { command, context, body, buffer, refusal: refused } = receiving;
         let done = match (refused, body) {
             (Some(refused), _) => Err(refused),
-            (None, Body::Store(incoming)) => {
-                tokio::task::block_in_place(|| incoming.commit()).map_err(|e| refusal(&e)).map(|stored| {
-                    self.n_stored += 1;
-                    self.tell(stored);
-                })
-            }
+            (None, Body::Store(incoming)) => incoming.commit().map_err(|e| refusal(&e)).map(|stored| {
+                self.n_stored += 1;
+                self.tell(stored);
+            }),
             (None, Body::Action(encoding)) => match self.commit(&buffer, encoding) {
                 Ok(held) => {
                     self.answer(link, &command, context, Status::SUCCESS, "").await?;
@@ -540,7 +563,7 @@ impl Session<'_> {
         };
         let request =
             message::parse(bytes, encoding).map_err(|e| (Status::INVALID_ARGUMENT, e.to_string()))?;
-        tokio::task::block_in_place(|| commitments.answer(&self.calling, &request)).map_err(|error| {
+        commitments.answer(&self.calling, &request).map_err(|error| {
             log::error!(event = "commitment_failed"; "{}", crate::chain(&error));
             (Status::PROCESSING_FAILURE, error.to_string())
         })
@@ -570,7 +593,7 @@ impl Session<'_> {
         let Some(at) = self.reports.iter().position(|(id, _)| *id == command.message_id) else { return };
         let (_, held) = self.reports.swap_remove(at);
         match command.status {
-            Some(0) => tokio::task::block_in_place(|| held.delivered()),
+            Some(0) => held.delivered(),
             status => log::warn!(
                 event = "commitment_undelivered", peer = self.calling.as_str(), attempts = 0;
                 "storage commitment was refused with status {:04X}", status.unwrap_or_default()
@@ -624,7 +647,7 @@ impl Receiving {
         let Body::Store(incoming) = &mut self.body else { return };
         let written = match bytes.unwrap_or(&self.buffer) {
             [] => Ok(()),
-            bytes => tokio::task::block_in_place(|| incoming.write(bytes)),
+            bytes => incoming.write(bytes),
         };
         if let Err(error) = written {
             self.refusal = Some(refusal(&error));

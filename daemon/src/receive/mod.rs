@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::commit::Commitments;
@@ -104,6 +104,9 @@ pub fn passed_listener() -> std::io::Result<Option<TcpListener>> {
     TcpListener::from_std(listener).map(Some)
 }
 
+/// Associations that are open, each until its thread has ended.
+type Associations = JoinSet<Result<(), oneshot::error::RecvError>>;
+
 /// Where associations come in.
 pub struct Doors {
     /// DICOM on TCP.
@@ -134,7 +137,7 @@ pub async fn serve(doors: Doors, config: config::Receive, wiring: Wiring) {
     let permits = Arc::new(Semaphore::new(config.associations_max));
     let shared =
         Arc::new(Shared { config, spool, commitments, events, auditor, permits, next: AtomicU64::new(1) });
-    let mut associations = JoinSet::new();
+    let mut associations = Associations::new();
     while !*shutdown.borrow() {
         pulse.beat();
         tokio::select! {
@@ -147,7 +150,7 @@ pub async fn serve(doors: Doors, config: config::Receive, wiring: Wiring) {
                 }
             },
             Some(ended) = associations.join_next(), if !associations.is_empty() => {
-                if ended.is_err() {
+                if !matches!(ended, Ok(Ok(()))) {
                     log::error!(event = "association_crashed"; "an association ended in a panic");
                 }
             }
@@ -217,7 +220,7 @@ fn accept(
     peer: SocketAddr,
     tls: Option<Arc<rustls::ServerConfig>>,
     shutdown: watch::Receiver<bool>,
-    associations: &mut JoinSet<()>,
+    associations: &mut Associations,
 ) {
     // Closed unread: here the socket is dropped.
     let closed =
@@ -233,9 +236,14 @@ fn accept(
     }
     let permit = shared.permits.clone().try_acquire_owned().ok();
     let number = shared.next.fetch_add(1, Ordering::Relaxed);
-    let guest = association::Guest { socket, peer, is_own, tls, number, permit };
-    let shared = shared.clone();
-    associations.spawn(async move { association::run(&shared, guest, shutdown).await });
+    let spawned = socket.into_std().and_then(|socket| {
+        let guest = association::Guest { socket, peer, is_own, tls, number, permit };
+        association::spawn(shared.clone(), guest, shutdown)
+    });
+    match spawned {
+        Ok(ended) => drop(associations.spawn(ended)),
+        Err(error) => log::error!(event = "accept_failed"; "association not served: {error}"),
+    }
 }
 
 #[cfg(test)]

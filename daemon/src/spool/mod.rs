@@ -267,7 +267,9 @@ impl Spool {
             return Err(StoreError::DiskLow);
         }
         let path = self.name().map_err(StoreError::Io)?;
-        let mut file = File::create(&path).map_err(StoreError::Io)?;
+        // Empty as it is: truncating it would be one more change for the sync to carry.
+        let mut file =
+            File::options().write(true).create(true).truncate(false).open(&path).map_err(StoreError::Io)?;
         file.write_all(&file_meta(&meta)).map_err(StoreError::Io)?;
         Ok(Incoming { spool: self.clone(), meta, path, file, hash: Sha256::new(), n_bytes: 0, moved: false })
     }

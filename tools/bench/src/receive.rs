@@ -1,7 +1,9 @@
 //! Receiving: the same slices from the same sender (DCMTK's `storescu`) into ours and into its peers, in one run.
 //!
 //! Ours answers after each instance is synced; the others answer when it is written. So the disk's own price of a sync
-//! is printed beside the figures: it is the part of a ratio that no program can change.
+//! is printed beside the figures: a sender waits for each answer, and no program can answer sooner. Two more figures say
+//! what is the program and what the disk: `storescp` made to sync (`sync_on_close.c`), and all of it in memory
+//! (`--disk /dev/shm`), where a sync costs nothing.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -53,6 +55,7 @@ enum Peer {
     Ours,
     Storescp,
     StorescpFork,
+    StorescpSynced,
     Orthanc,
     Pynetdicom,
 }
@@ -63,13 +66,14 @@ impl Peer {
             Peer::Ours => "ichd, synced",
             Peer::Storescp => "storescp",
             Peer::StorescpFork => "storescp --fork",
+            Peer::StorescpSynced => "storescp, synced",
             Peer::Orthanc => "Orthanc",
             Peer::Pynetdicom => "pynetdicom",
         }
     }
 
-    /// Its called AE title does not matter to the others.
-    fn start(self, args: &Args, dir: &Path) -> Result<Receiver, String> {
+    /// DCMTK as Debian builds it leaves Nagle's algorithm on, on both sides; `nagle` says whether it may.
+    fn start(self, args: &Args, dir: &Path, nagle: bool) -> Result<Receiver, String> {
         let mut port = free_port()?;
         let mut command = match self {
             Peer::Ours => {
@@ -77,10 +81,13 @@ impl Peer {
                 command.arg("--receiver").arg(dir).stdout(Stdio::piped());
                 command
             }
-            Peer::Storescp | Peer::StorescpFork => {
+            Peer::Storescp | Peer::StorescpFork | Peer::StorescpSynced => {
                 let mut command = Command::new("storescp");
                 command.args((self == Peer::StorescpFork).then_some("--fork"));
                 command.arg("-od").arg(dir).arg(port.to_string());
+                if self == Peer::StorescpSynced {
+                    command.env("LD_PRELOAD", sync_on_close(dir)?);
+                }
                 command
             }
             Peer::Orthanc => {
@@ -101,6 +108,7 @@ impl Peer {
                 command
             }
         };
+        command.envs((!nagle).then_some(("TCP_NODELAY", "1")));
         let spawned = command.stderr(Stdio::null()).stdin(Stdio::null());
         if self != Peer::Ours {
             spawned.stdout(Stdio::null());
@@ -125,6 +133,20 @@ impl Peer {
     }
 }
 
+/// Compiles `sync_on_close.c`.
+fn sync_on_close(dir: &Path) -> Result<PathBuf, String> {
+    let path = dir.join("sync_on_close.so");
+    let built = Command::new("gcc")
+        .args(["-O1", "-shared", "-fPIC", "-o"])
+        .arg(&path)
+        .args([concat!(env!("CARGO_MANIFEST_DIR"), "/src/sync_on_close.c"), "-ldl"])
+        .status();
+    match built {
+        Ok(status) if status.success() => Ok(path),
+        other => Err(format!("gcc could not compile sync_on_close.c: {other:?}")),
+    }
+}
+
 struct Receiver {
     child: Child,
     port: u16,
@@ -146,14 +168,14 @@ fn free_port() -> Result<u16, String> {
 #[derive(Clone, Copy)]
 struct How {
     associations: usize,
-    /// Nagle's algorithm, which DCMTK turns off, left on.
+    /// Nagle's algorithm left on, as it is in senders and receivers that nobody told otherwise.
     nagle: bool,
 }
 
 /// One sending: seconds, and the receiver's peak RSS, MB.
 fn send(args: &Args, peer: Peer, how: How, files: &[PathBuf], n_bytes: u64) -> Result<(f64, f64), String> {
     let dir = folder(args)?;
-    let receiver = peer.start(args, dir.path())?;
+    let receiver = peer.start(args, dir.path(), how.nagle)?;
     // What an earlier round left to be written is not this one's.
     let _ = Command::new("sync").status();
     let since = clock::now();
@@ -163,7 +185,7 @@ fn send(args: &Args, peer: Peer, how: How, files: &[PathBuf], n_bytes: u64) -> R
             let mut command = Command::new("storescu");
             command.args(["-aet", CALLING, "-aec", "ICHD", "127.0.0.1", &receiver.port.to_string()]);
             command.args(share).stdout(Stdio::null()).stderr(Stdio::null());
-            command.envs(how.nagle.then_some(("TCP_NODELAY", "0")));
+            command.envs((!how.nagle).then_some(("TCP_NODELAY", "1")));
             command.spawn().map_err(|e| format!("failed to start storescu: {e}"))
         })
         .collect::<Result<_, _>>()?;
@@ -239,7 +261,9 @@ pub fn receive(args: &Args) -> Result<(), String> {
     let nagle = How { associations: 1, nagle: true };
     let peers = |how: How| match how {
         How { nagle: true, .. } => vec![Peer::Ours, Peer::Storescp],
-        How { associations: 1, .. } => vec![Peer::Ours, Peer::Storescp, Peer::Orthanc, Peer::Pynetdicom],
+        How { associations: 1, .. } => {
+            vec![Peer::Ours, Peer::Storescp, Peer::StorescpSynced, Peer::Orthanc, Peer::Pynetdicom]
+        }
         _ => vec![Peer::Ours, Peer::StorescpFork, Peer::Orthanc, Peer::Pynetdicom],
     };
     let mut peak_mb: f64 = 0.0;
