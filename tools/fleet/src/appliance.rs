@@ -103,7 +103,7 @@ impl Appliance {
 
 fn status(state: &str, n: usize) -> String {
     json!({
-        "schema": "ichd.status/1", "state": state, "boot": 1, "conn": 1, "version": "0.1.0", "slot": if n % 2 == 0 { "A" } else { "B" },
+        "schema": "ichd.status/1", "state": state, "boot": 1, "conn": 1, "version": "0.1.0", "slot": if n.is_multiple_of(2) { "A" } else { "B" },
         "model": {"id": "ichd-base", "version": "0.1.0", "sha256": "0".repeat(64)}, "reasons": []
     })
     .to_string()
