@@ -76,7 +76,8 @@ class Bridge(unittest.TestCase):
         self.say("site", f"{dev}/status", "ready", "-r")
         self.say("site", f"{dev}/alert/01A", "K7P-29", "-r")
         seen = self.hears("region", "#", until="K7P-29")
-        self.assertEqual(sorted(seen.split("\n"))[1:], [f"{dev}/alert/01A K7P-29", f"{dev}/status ready"])
+        # At least once: what was kept and what came live are the same documents.
+        self.assertEqual(set(seen.split("\n")) - {""}, {f"{dev}/alert/01A K7P-29", f"{dev}/status ready"})
         # An order from the region, a forged alert: neither comes in.
         self.say("region", "ichd/1/north/sta/nurse-1/action/ct-1", "forged", "-r")
         self.say("region", f"{dev}/alert/01B", "forged", "-r")
@@ -94,9 +95,10 @@ class Bridge(unittest.TestCase):
         self.start("region")
         for _ in range(40):
             seen = self.hears("region", f"{dev}/alert/+")
-            if seen.count("while away") == 20:
+            arrived = {line for line in seen.split("\n") if "while away" in line}
+            if len(arrived) == 20:
                 return
-        self.fail(f"only {seen.count('while away')} of 20 alerts arrived")
+        self.fail(f"only {len(arrived)} of 20 alerts arrived")
 
 
 if __name__ == "__main__":
