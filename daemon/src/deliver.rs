@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use crate::atna::{Event, Node, Transfer};
 use crate::clock;
-use crate::ledger::{LedgerError, Settled};
+use crate::dicom::AeTitle;
+use crate::ledger::{Ledger, LedgerError, Settled};
 
 /// How often an idle task looks whether something waits.
 const LOOK: Duration = Duration::from_secs(1);
@@ -159,7 +161,20 @@ impl<Q: Queue> Task<Q> {
     }
 }
 
+/// Into the audit log of the house: a transfer was begun and has ended well. What cannot be told of is delivered all the
+/// same.
+pub fn tell(ledger: &Ledger, transfer: Transfer, ae_title: &AeTitle, address: &str, began_ms: u64) {
+    let to = Node { ae_title: ae_title.to_string(), host: host_of(address).into() };
+    let events = [
+        (began_ms, Event::Begin { transfer: transfer.clone(), to: to.clone() }),
+        (clock::wall_ms(), Event::Sent { transfer, to, failure: None }),
+    ];
+    if let Err(error) = tokio::task::block_in_place(|| ledger.atna(&events)) {
+        log::error!(event = "ledger_failed"; "an audit message could not be queued: {error}");
+    }
+}
+
 /// Host of `host:port`.
-pub fn host_of(address: &str) -> &str {
+fn host_of(address: &str) -> &str {
     address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']'])
 }

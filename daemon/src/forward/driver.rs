@@ -10,9 +10,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::{Rule, recode};
-use crate::atna::{Event, Node, Transfer};
+use crate::atna::Transfer;
 use crate::clock;
-use crate::deliver::{self, Events, Failure, Queue, host_of};
+use crate::deliver::{self, Events, Failure, Queue};
 use crate::dicom::{AeTitle, SeriesUid, SliceHeader, StudyUid, dataset};
 use crate::ledger::forwards::ForwardRow;
 use crate::ledger::{Ledger, LedgerError, Settled};
@@ -226,14 +226,7 @@ impl Forwards {
             transfer.patient_id.clone_from(file.header.patient_id.reveal());
             *transfer.instances.entry(file.header.sop_class.clone()).or_default() += 1;
         }
-        let to = Node { ae_title: self.rule.ae_title.to_string(), host: host_of(&self.rule.address).into() };
-        let events = [
-            (began_ms, Event::Begin { transfer: transfer.clone(), to: to.clone() }),
-            (clock::wall_ms(), Event::Sent { transfer, to, failure: None }),
-        ];
-        if let Err(error) = tokio::task::block_in_place(|| ledger.atna(&events)) {
-            log::error!(event = "ledger_failed"; "an audit message could not be queued: {error}");
-        }
+        deliver::tell(ledger, transfer, &self.rule.ae_title, &self.rule.address, began_ms);
     }
 }
 

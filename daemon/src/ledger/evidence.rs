@@ -171,13 +171,9 @@ impl Ledger {
 
     /// Series by disposition and reason; the reason is empty where there is none.
     pub fn series_counts(&self) -> Result<Vec<(String, String, u64)>, LedgerError> {
-        let connection = self.lock();
         let sql =
             "SELECT disposition, coalesce(reason, ''), count(*) FROM series GROUP BY 1, 2 ORDER BY 1, 2";
-        let mut statement = connection.prepare_cached(sql).map_err(doing("count series"))?;
-        let rows =
-            statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?, r.get::<_, i64>(2)?.unsigned_abs())));
-        rows.and_then(Iterator::collect).map_err(doing("count series"))
+        self.counts(sql, "count series")
     }
 }
 

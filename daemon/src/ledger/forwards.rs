@@ -161,13 +161,9 @@ impl Ledger {
 
     /// Rows by destination and state, for metrics.
     pub fn forward_counts(&self) -> Result<Vec<(String, String, u64)>, LedgerError> {
-        let connection = self.lock();
         let sql =
             "SELECT destination, state, count(*) FROM forwards GROUP BY destination, state ORDER BY 1, 2";
-        let mut statement = connection.prepare_cached(sql).map_err(doing("count series"))?;
-        let rows =
-            statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?, r.get::<_, i64>(2)?.unsigned_abs())));
-        rows.and_then(Iterator::collect).map_err(doing("count series"))
+        self.counts(sql, "count series")
     }
 }
 

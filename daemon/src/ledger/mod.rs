@@ -459,6 +459,15 @@ impl Ledger {
         Ok(number.unsigned_abs())
     }
 
+    /// How many of each kind: rows of two words and a count, as a query of ours gives them.
+    fn counts(&self, sql: &str, what: &'static str) -> Result<Vec<(String, String, u64)>, LedgerError> {
+        let connection = self.lock();
+        let mut statement = connection.prepare_cached(sql).map_err(doing(what))?;
+        let rows =
+            statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?, r.get::<_, i64>(2)?.unsigned_abs())));
+        rows.and_then(Iterator::collect).map_err(doing(what))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Connection> {
         // A panic inside a transaction rolled it back; the connection itself is sound.
         self.connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner)

@@ -155,13 +155,9 @@ impl Ledger {
 
     /// Reports by destination and state, for health and metrics.
     pub fn report_counts(&self) -> Result<Vec<(String, String, u64)>, LedgerError> {
-        let connection = self.lock();
         let sql =
             "SELECT destination, state, count(*) FROM reports GROUP BY destination, state ORDER BY 1, 2";
-        let mut statement = connection.prepare_cached(sql).map_err(doing("count reports"))?;
-        let rows =
-            statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?, r.get::<_, i64>(2)?.unsigned_abs())));
-        rows.and_then(Iterator::collect).map_err(doing("count reports"))
+        self.counts(sql, "count reports")
     }
 
     /// Whether the report of a series is on its way.

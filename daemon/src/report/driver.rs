@@ -8,10 +8,10 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::{Order, make, scu};
-use crate::atna::{Event, Node, Transfer};
+use crate::atna::Transfer;
 use crate::clock;
 use crate::config;
-use crate::deliver::{self, Events, Failure, Queue, host_of};
+use crate::deliver::{self, Events, Failure, Queue};
 use crate::dicom::{AeTitle, SeriesUid, StudyUid};
 use crate::ledger::reports::ReportRow;
 use crate::ledger::{Ledger, LedgerError, Settled};
@@ -140,14 +140,6 @@ impl Reports {
             transfer.patient_id = object.dataset.string((0x0010, 0x0020)).unwrap_or_default();
             *transfer.instances.entry(object.sop_class.into()).or_default() += 1;
         }
-        let host = host_of(&self.destination.address).into();
-        let to = Node { ae_title: self.destination.ae_title.to_string(), host };
-        let events = [
-            (began_ms, Event::Begin { transfer: transfer.clone(), to: to.clone() }),
-            (clock::wall_ms(), Event::Sent { transfer, to, failure: None }),
-        ];
-        if let Err(error) = tokio::task::block_in_place(|| ledger.atna(&events)) {
-            log::error!(event = "ledger_failed"; "an audit message could not be queued: {error}");
-        }
+        deliver::tell(ledger, transfer, &self.destination.ae_title, &self.destination.address, began_ms);
     }
 }
