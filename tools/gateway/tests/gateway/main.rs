@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+mod ntfy;
+
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn free_port() -> u16 {
