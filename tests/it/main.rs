@@ -16,7 +16,6 @@ mod enhanced;
 mod enrolment;
 mod evidence;
 mod forward;
-mod hazards;
 mod host;
 mod models;
 mod night;

@@ -1,0 +1,56 @@
+"""Every test that a document names is there, under the module it is named with."""
+
+import pathlib
+import re
+import unittest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+DOCUMENTS = ["SPECIFICATION.md", "SECURITY.md", "docs/HAZARDS.md", "CONFORMANCE.md"]
+# Where a crate's modules begin, and what a document calls them.
+CRATES = {"daemon/src": "", "tests/it": "it", "tests/fuzz": "fuzz", "tools/gateway/src": "ichd_gateway", "tools/gateway/tests/gateway": "gateway",
+          "tools/fleet/src": "ichd_fleet", "tools/phantom/src": "ichd_phantom", "tools/bench/src": "ichd_bench"}
+TEST = re.compile(r"#\[(?:tokio::)?test(?:\([^)]*\))?\]\s*(?:#\[[^\]]*\]\s*|//[^\n]*\n\s*)*(?:async )?fn (\w+)|^\s{4,}(?:async )?fn (\w+)\([^)]*\bin\b", re.M)
+
+
+def rust_tests() -> set[str]:
+    """Full names as the documents write them: `module::test`, whatever file beside the module holds its tests."""
+    names = set()
+    for folder, crate in CRATES.items():
+        for file in (ROOT / folder).rglob("*.rs"):
+            text = file.read_text()
+            parts = [p.removesuffix("_tests") for p in file.relative_to(ROOT / folder).with_suffix("").parts]
+            module = [p for p in [crate, *parts] if p not in ("", "mod", "lib", "main", "tests", "stable")]
+            found = [a or b for a, b in TEST.findall(text)]
+            if crate == "fuzz":
+                found += [name for targets in re.findall(r"^target!\((.*)\)", text, re.M) for name in targets.split()]
+            names |= {"::".join([*module, name]) for name in found}
+    return names
+
+
+def like(name: str) -> str:
+    """A name as a pattern: `...` stands for what was left out, `*` for every test of a module; a module for its tests."""
+    return re.escape(name.replace("_tests::", "::")).replace(r"\.\.\.", r"\w+").replace(r"\*", r".+")
+
+
+class Documents(unittest.TestCase):
+    maxDiff = None
+
+    def test_every_test_that_a_document_names_exists(self):
+        rust = rust_tests()
+        pages = "\n".join(f.read_text() for f in (ROOT / "daemon/station/test").rglob("*.mjs"))
+        scripts = "\n".join(f.read_text() for f in (ROOT / "tests").glob("test_*.py"))
+        missing, seen = [], 0
+        for document in DOCUMENTS:
+            for name in re.findall(r"`([^`\n]+)`", (ROOT / document).read_text()):
+                if name.startswith("page: "):
+                    there = name.removeprefix("page: ").removesuffix("...") in pages
+                elif re.fullmatch(r"test_\w+", name):
+                    there = f"def {name}(" in scripts
+                elif re.fullmatch(r"(\w+::)+([a-z][\w.]*|\*)", name):
+                    there = any(re.fullmatch(like(name) + "(::.+)?", test) for test in rust)
+                else:
+                    continue
+                seen += 1
+                missing += [] if there else [f"{document}: {name}"]
+        self.assertEqual(missing, [])
+        self.assertGreater(seen, 200)
