@@ -1,7 +1,8 @@
 //! One association: negotiate, then commands until it ends.
 //!
-//! Served by one thread, which the disk may keep waiting. Memory is bounded by the largest PDU plus one write buffer; time by handshake, per-PDU and total limits. A refused
-//! data set is read to its end and thrown away, so that the sender gets a status and the association lives.
+//! Served by one thread, which the disk may keep waiting. Memory is bounded by the largest PDU plus one chunk of the
+//! spool; time by handshake, per-PDU and total limits. A refused data set is read to its end and thrown away, so that the
+//! sender gets a status and the association lives.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -28,9 +29,6 @@ use crate::dicom::{AeTitle, SliceHeader, SopInstanceUid, StudyUid};
 use crate::evidence::auditor;
 use crate::spool::{FileMeta, Incoming, StoreError, Stored};
 use crate::tls::Holder;
-
-/// Bytes collected before they are handed to the disk; half of it in one piece goes there without being collected.
-const WRITE_BYTES: usize = 128 << 10;
 
 /// A connection that was let in and has not said anything yet.
 pub(super) struct Guest {
@@ -314,7 +312,6 @@ struct Receiving {
     command: Command,
     context: u8,
     body: Body,
-    buffer: Vec<u8>,
     /// Once there is one, the rest of the data set is read and thrown away.
     refusal: Option<(Status, String)>,
 }
@@ -324,7 +321,7 @@ enum Body {
     /// C-STORE: streamed to the spool.
     Store(Box<Incoming>),
     /// N-ACTION: kept, up to a limit.
-    Action(Encoding),
+    Action(Encoding, Vec<u8>),
     /// Refused, or the data set of a response: nothing.
     Nothing,
 }
@@ -445,7 +442,7 @@ impl Session<'_> {
                 Ok(Some(Receiving::new(command, context, begun)))
             }
             N_ACTION_RQ if command.has_data_set => {
-                let begun = begin_action(&command, negotiated).map(Body::Action);
+                let begun = begin_action(&command, negotiated).map(|of| Body::Action(of, Vec::new()));
                 Ok(Some(Receiving::new(command, context, begun)))
             }
             C_STORE_RQ | N_ACTION_RQ => {
@@ -500,34 +497,32 @@ impl Session<'_> {
         if receiving.refusal.is_some() {
             return;
         }
-        match receiving.body {
-            Body::Store(_) => {
-                if receiving.buffer.len() + bytes.len() > WRITE_BYTES {
-                    receiving.write_out(None);
-                }
-                match bytes.len() {
-                    n if n >= WRITE_BYTES / 2 => receiving.write_out(Some(bytes)),
-                    _ => receiving.buffer.extend_from_slice(bytes),
-                }
+        let refused = match &mut receiving.body {
+            Body::Store(incoming) => incoming.write(bytes).err().map(|error| refusal(&error)),
+            Body::Action(_, kept) if kept.len() + bytes.len() > message::REQUEST_BYTES_MAX => {
+                Some((Status::RESOURCE_LIMITATION, "too many references".into()))
             }
-            Body::Action(_) if receiving.buffer.len() + bytes.len() > message::REQUEST_BYTES_MAX => {
-                receiving.refusal = Some((Status::RESOURCE_LIMITATION, "too many references".into()));
+            Body::Action(_, kept) => {
+                kept.extend_from_slice(bytes);
+                None
             }
-            Body::Action(_) => receiving.buffer.extend_from_slice(bytes),
-            Body::Nothing => {}
+            Body::Nothing => None,
+        };
+        if refused.is_some() {
+            receiving.refusal = refused;
+            receiving.body = Body::Nothing;
         }
     }
 
-    async fn finish(&mut self, link: &mut Link, mut receiving: Receiving) -> Result<(), End> {
-        receiving.write_out(None);
-        let Receiving { command, context, body, buffer, refusal: refused } = receiving;
+    async fn finish(&mut self, link: &mut Link, receiving: Receiving) -> Result<(), End> {
+        let Receiving { command, context, body, refusal: refused } = receiving;
         let done = match (refused, body) {
             (Some(refused), _) => Err(refused),
             (None, Body::Store(incoming)) => incoming.commit().map_err(|e| refusal(&e)).map(|stored| {
                 self.n_stored += 1;
                 self.tell(stored);
             }),
-            (None, Body::Action(encoding)) => match self.commit(&buffer, encoding) {
+            (None, Body::Action(encoding, request)) => match self.commit(&request, encoding) {
                 Ok(held) => {
                     self.answer(link, &command, context, Status::SUCCESS, "").await?;
                     return self.report(link, context, encoding, held).await;
@@ -638,24 +633,7 @@ impl Receiving {
             Ok(body) => (body, None),
             Err(refusal) => (Body::Nothing, Some(refusal)),
         };
-        Receiving { command, context, body, buffer: Vec::new(), refusal }
-    }
-
-    /// To the disk with what was collected, or with these bytes. A failure becomes the refusal that the sender gets at
-    /// the end.
-    fn write_out(&mut self, bytes: Option<&[u8]>) {
-        let Body::Store(incoming) = &mut self.body else { return };
-        let written = match bytes.unwrap_or(&self.buffer) {
-            [] => Ok(()),
-            bytes => incoming.write(bytes),
-        };
-        if let Err(error) = written {
-            self.refusal = Some(refusal(&error));
-            self.body = Body::Nothing;
-        }
-        if bytes.is_none() {
-            self.buffer.clear();
-        }
+        Receiving { command, context, body, refusal }
     }
 }
 

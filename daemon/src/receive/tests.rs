@@ -517,10 +517,11 @@ async fn a_drain_lets_the_current_instance_finish() {
     let (id, p) = (context(&client, CT), phantom(1));
     let request = store_request(CT, &p.sop_instance_uid, 1);
     let (head, tail) = p.dataset_bytes.split_at(900);
+    let holders = Arc::strong_count(&scp.spool);
     client.send(&pdv(id, PDataValueType::Command, true, &request)).await.unwrap();
     client.send(&pdv(id, PDataValueType::Data, false, head)).await.unwrap();
-    // The request has certainly been taken in once its file is there.
-    while scp.incoming() == 0 {
+    // The request has certainly been taken in once an instance of it holds the spool.
+    while Arc::strong_count(&scp.spool) == holders {
         tokio::task::yield_now().await;
     }
     scp.shutdown.send(true).unwrap();

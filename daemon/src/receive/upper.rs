@@ -19,8 +19,6 @@ use tokio::net::TcpStream;
 const HEAD_BYTES: usize = 6;
 /// Largest association PDU: 128 presentation contexts of 24 transfer syntaxes fit.
 const ASSOCIATION_BYTES_MAX: u32 = 256 << 10;
-/// Room made for bytes that are announced and not there yet.
-const READ_BYTES: usize = 64 << 10;
 /// Largest PDU that we send, whatever the peer would take.
 const SEND_BYTES_MAX: u32 = 64 << 10;
 /// PS3.8 D.1: what a peer that says nothing takes. Smaller than that is a lie or an attack.
@@ -267,11 +265,14 @@ impl Link {
                     return Ok(self.buffer.split_to(wanted).freeze());
                 }
             }
-            self.buffer.reserve((wanted - self.buffer.len()).min(READ_BYTES));
-            if self.stream.read_buf(&mut self.buffer).await.map_err(UpperError::Lost)? == 0 {
-                return Err(UpperError::Lost(std::io::ErrorKind::UnexpectedEof.into()));
+            self.buffer.reserve(wanted - self.buffer.len());
+            let room = self.buffer.capacity() - self.buffer.len();
+            match self.stream.read_buf(&mut self.buffer).await.map_err(UpperError::Lost)? {
+                0 => return Err(UpperError::Lost(std::io::ErrorKind::UnexpectedEof.into())),
+                // Nothing else is there: the sender may be waiting.
+                n if n < room => self.stream.acknowledge_now(),
+                _ => {}
             }
-            self.stream.acknowledge_now();
         }
     }
 

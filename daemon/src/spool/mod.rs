@@ -14,13 +14,13 @@
 
 mod arrival;
 mod purge;
+mod sink;
 
 pub use arrival::Arrival;
 pub use purge::Purged;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
-use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,6 +28,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
+use sink::{CHUNK_BYTES, Chunk, Sink};
 
 use crate::dicom::{HeaderError, SeriesUid, SliceHeader, SopInstanceUid, StudyUid, dataset};
 
@@ -169,6 +170,8 @@ struct Places {
 
 /// Names made in advance with one sync of their folder.
 const NAMES_AT_ONCE: usize = 64;
+/// Chunks kept for the next instances; each association that is receiving one has another.
+const CHUNKS_KEPT: usize = 4;
 
 /// The spool; share it behind an `Arc`.
 #[derive(Debug)]
@@ -178,6 +181,8 @@ pub struct Spool {
     next: AtomicU64,
     /// Names in `incoming/` that are durable and empty.
     names: Mutex<Vec<PathBuf>>,
+    /// Memory that nobody writes from at the moment: fresh memory costs as much as filling it.
+    chunks: Mutex<Vec<Chunk>>,
     /// Held while a name is looked up and taken, so that of two associations with one UID exactly one is first.
     places: Mutex<Places>,
     _lock: Flock<File>,
@@ -206,6 +211,7 @@ impl Spool {
             limits,
             next,
             names: Mutex::default(),
+            chunks: Mutex::default(),
             places: Mutex::default(),
             _lock: lock,
         };
@@ -267,11 +273,10 @@ impl Spool {
             return Err(StoreError::DiskLow);
         }
         let path = self.name().map_err(StoreError::Io)?;
-        // Empty as it is: truncating it would be one more change for the sync to carry.
-        let mut file =
-            File::options().write(true).create(true).truncate(false).open(&path).map_err(StoreError::Io)?;
-        file.write_all(&file_meta(&meta)).map_err(StoreError::Io)?;
-        Ok(Incoming { spool: self.clone(), meta, path, file, hash: Sha256::new(), n_bytes: 0, moved: false })
+        let chunk = self.chunks.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut sink = Sink::open(&path, chunk.unwrap_or_else(Chunk::new)).map_err(StoreError::Io)?;
+        sink.write(&file_meta(&meta)).map_err(StoreError::Io)?;
+        Ok(Incoming { spool: self.clone(), meta, path, sink, hash: Sha256::new(), n_bytes: 0, moved: false })
     }
 
     /// A durable name in `incoming/`, of an empty file.
@@ -499,7 +504,7 @@ pub struct Incoming {
     spool: Arc<Spool>,
     meta: FileMeta,
     path: PathBuf,
-    file: File,
+    sink: Sink,
     hash: Sha256,
     n_bytes: u64,
     moved: bool,
@@ -508,23 +513,33 @@ pub struct Incoming {
 impl Incoming {
     /// Appends data set bytes exactly as received.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        let before = self.n_bytes;
         self.n_bytes += bytes.len() as u64;
         let limit = self.spool.limits.instance_bytes_max;
         if self.n_bytes > limit {
             return Err(StoreError::TooLarge { limit });
         }
-        if !self.spool.has_room() {
+        // Looked at again with every chunk of a large one.
+        let chunk = CHUNK_BYTES as u64;
+        if before / chunk != self.n_bytes / chunk && !self.spool.has_room() {
             return Err(StoreError::DiskLow);
         }
         self.hash.update(bytes);
-        self.file.write_all(bytes).map_err(StoreError::Io)
+        self.sink.write(bytes).map_err(StoreError::Io)
     }
 
     /// Checks, syncs, renames. Only after this may anybody be thanked.
     pub fn commit(mut self) -> Result<Stored, StoreError> {
         let sha256: [u8; 32] = std::mem::take(&mut self.hash).finalize().into();
         // Checked first: what a crash leaves synced has passed.
-        let header = SliceHeader::read(&self.path).map_err(unreadable)?;
+        let header = match self.sink.whole() {
+            Some(file) => SliceHeader::parse(file),
+            None => {
+                self.sink.write_out().map_err(StoreError::Io)?;
+                SliceHeader::read(&self.path)
+            }
+        };
+        let header = header.map_err(unreadable)?;
         if header.sop != self.meta.sop {
             return Err(StoreError::Mismatch { attribute: "SOPInstanceUID" });
         }
@@ -534,8 +549,8 @@ impl Incoming {
         if self.meta.is_image && !header.has_pixels {
             return Err(StoreError::Header(HeaderError::Missing { attribute: "PixelData" }));
         }
-        note_sha256(&mut self.file, &sha256).map_err(StoreError::Io)?;
-        self.file.sync_data().map_err(StoreError::Io)?;
+        let note = note(self.sink.len(), &sha256);
+        self.sink.overwrite_start(&note).and_then(|()| self.sink.sync()).map_err(StoreError::Io)?;
         let (placed, path) = self.spool.settle(&self.path, &header, self.meta.is_image, &sha256)?;
         self.moved = !matches!(placed, Placed::Same);
         Ok(match placed {
@@ -568,6 +583,11 @@ enum Placed {
 
 impl Drop for Incoming {
     fn drop(&mut self) {
+        let mut chunks = self.spool.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+        if chunks.len() < CHUNKS_KEPT {
+            chunks.push(self.sink.take_chunk());
+        }
+        drop(chunks);
         if !self.moved {
             let _ = fs::remove_file(&self.path);
         }
@@ -590,10 +610,8 @@ fn unreadable(error: HeaderError) -> StoreError {
 /// endian), the SHA-256. The preamble is free for an application's own use (PS3.10 7.1).
 const NOTED: &[u8; 8] = b"ICHD\0\0\0\x01";
 
-fn note_sha256(file: &mut File, sha256: &[u8; 32]) -> std::io::Result<()> {
-    let length = file.metadata()?.len();
-    let note = [&NOTED[..], &length.to_le_bytes(), sha256].concat();
-    file.write_all_at(&note, 0)
+fn note(file_bytes: u64, sha256: &[u8; 32]) -> Vec<u8> {
+    [&NOTED[..], &file_bytes.to_le_bytes(), sha256].concat()
 }
 
 /// The hash that stands in the preamble of a file which still has the length it had then.
