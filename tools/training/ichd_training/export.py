@@ -198,7 +198,7 @@ Operating point: {points["provenance"]}.
 The goal of AUC 0.96 and of sensitivity 0.95 at specificity 0.90 on people is {goal}.
 Calibration: {words(points)['calibration'][1]}.
 
-| trained otherwise, fold 0 | people | log loss base | + sequence 1 | + sequence 2 | series AUC `any` |
+| trained otherwise | people | log loss base | + sequence 1 | + sequence 2 | series AUC `any` |
 |---|---|---|---|---|---|
 {ablation}
 ## The weights that ship, on the people kept from them

@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
+use ort::ep::cuda::ConvAlgorithmSearch;
 use ort::ep::{CUDA, ExecutionProviderDispatch, TensorRT};
 use ort::session::Session;
 use ort::value::TensorRef;
@@ -67,13 +68,18 @@ impl OnnxRuntime {
     }
 }
 
+/// CUDA such that a verdict can be replayed: full 32-bit products (TF32 has 10 bits of mantissa), and convolutions
+/// chosen by rule, not by a race between them at every start.
+fn cuda() -> ExecutionProviderDispatch {
+    let exact = CUDA::default().with_tf32(false).with_conv_algorithm_search(ConvAlgorithmSearch::Heuristic);
+    exact.build().error_on_failure()
+}
+
 fn session(graph: &[u8], provider: Provider) -> Result<Session, String> {
     let providers: Vec<ExecutionProviderDispatch> = match provider {
         Provider::Cpu => Vec::new(),
-        Provider::Cuda => vec![CUDA::default().build().error_on_failure()],
-        Provider::Tensorrt => {
-            vec![TensorRT::default().build().error_on_failure(), CUDA::default().build().error_on_failure()]
-        }
+        Provider::Cuda => vec![cuda()],
+        Provider::Tensorrt => vec![TensorRT::default().build().error_on_failure(), cuda()],
     };
     let text = |e: ort::Error<ort::session::builder::SessionBuilder>| e.to_string();
     let builder = Session::builder().map_err(|e| e.to_string())?;
@@ -159,10 +165,17 @@ mod tests {
         found
     }
 
+    /// On the CPU, or where `$ICHD_ONNXRUNTIME_PROVIDER` says: `cuda`, `tensorrt`.
     fn onnxruntime(library: PathBuf) -> config::Infer {
+        let provider = match std::env::var("ICHD_ONNXRUNTIME_PROVIDER").as_deref() {
+            Ok("cuda") => Provider::Cuda,
+            Ok("tensorrt") => Provider::Tensorrt,
+            _ => Provider::Cpu,
+        };
         config::Infer {
             backend: config::Backend::Onnxruntime,
             onnxruntime_library: Some(library),
+            onnxruntime_provider: provider,
             ..shipped()
         }
     }
