@@ -24,6 +24,7 @@ mod privacy;
 mod refusals;
 mod report;
 mod senders;
+mod sheet;
 mod soak;
 mod station;
 mod storm;

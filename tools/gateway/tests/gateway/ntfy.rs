@@ -21,7 +21,8 @@ impl Server {
             eprintln!("left out: no ntfy server (ICHD_NTFY names its program)");
             return None;
         };
-        let mut server = Server { dir: tempfile::tempdir().unwrap(), program, port: free_port(), process: None };
+        let mut server =
+            Server { dir: tempfile::tempdir().unwrap(), program, port: free_port(), process: None };
         server.certificates();
         let file = |name: &str| server.file(name).display().to_string();
         let config = format!(
