@@ -26,13 +26,19 @@ pub fn communication(event: &Event) -> Value {
         "category": [{"coding": [{
             "system": "http://terminology.hl7.org/CodeSystem/communication-category", "code": "alert", "display": "Alert"}]}],
         "priority": priority,
-        "subject": {"identifier": {"system": "urn:ichd:ref", "value": event.text("/subject/ref")}},
         "topic": {"text": format!("ichd alert {}, {}", event.text("/alert_id"), event.change.as_str())},
         "sent": event.text("/published_at"),
         "sender": {"display": format!("ichd {}/{}", event.text("/site"), event.text("/device"))},
         "payload": [{"contentString": event.summary()}],
-        "note": [{"text": event.text("/disclaimer")}],
     });
+    // FHIR knows no empty strings, and trouble of the box has no patient.
+    if !event.text("/subject/ref").is_empty() {
+        resource["subject"] =
+            json!({"identifier": {"system": "urn:ichd:ref", "value": event.text("/subject/ref")}});
+    }
+    if !event.text("/disclaimer").is_empty() {
+        resource["note"] = json!([{"text": event.text("/disclaimer")}]);
+    }
     if event.text("/kind") == "finding" {
         resource["reasonCode"] = json!([{
             "coding": [{"system": "http://snomed.info/sct", "code": "1386000", "display": "Intracranial hemorrhage"}],

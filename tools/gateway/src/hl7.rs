@@ -4,6 +4,10 @@ use std::fmt::Write as _;
 
 use crate::event::{Change, Event};
 
+/// Lengths of HL7 v2.6, chapter 2A: IS in PL.1, and ST.
+const POINT_OF_CARE_MAX: usize = 20;
+const ST_MAX: usize = 199;
+
 /// Names in the message header.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
@@ -52,9 +56,15 @@ pub fn message(event: &Event, names: &Names) -> String {
         id = escape(&event.id),
         mode = if event.text("/kind") == "test" { "T" } else { "P" },
     );
-    // The spoken code stands for the patient: the gateway has no key to what is sealed.
-    let _ = write!(text, "PID|||{}^^^ICHD^AN||^^^^^^U\r", t("/subject/ref"));
-    let _ = write!(text, "PV1||U|{}\r", t("/subject/location"));
+    // The spoken code stands for the patient: the gateway has no key to what is sealed. Trouble of the box has no patient.
+    let patient = t("/subject/ref");
+    if !patient.is_empty() {
+        let _ = write!(text, "PID|||{patient}^^^ICHD^AN||^^^^^^U\r");
+        // The first component (point of care) takes 20 characters; the ninth (description) any place.
+        let place = event.text("/subject/location");
+        let point = if place.chars().count() <= POINT_OF_CARE_MAX { place } else { "" };
+        let _ = write!(text, "PV1||U|{}^^^^^^^^{}\r", escape(point), escape(place));
+    }
     let alert = t("/alert_id");
     let _ = write!(text, "OBR|1|{alert}^ICHD|{alert}^ICHD|196616^MDC_EVT_ALARM^MDC|||{raised}\r");
     let mut n = 0;
@@ -69,7 +79,8 @@ pub fn message(event: &Event, names: &Names) -> String {
     obx("ST", "68483^MDC_ATTR_ALARM_INACTIVATION_STATE^MDC", 5, "enabled");
     obx("ST", "68484^MDC_ATTR_ALARM_PRIORITY^MDC", 6, priority);
     obx("ST", "68485^MDC_ATTR_ALERT_TYPE^MDC", 7, kind);
-    obx("ST", "68546^MDC_ATTR_ALERT_TEXT^MDC", 8, &escape(&event.summary()));
+    let summary: String = event.summary().chars().take(ST_MAX).collect();
+    obx("ST", "68546^MDC_ATTR_ALERT_TEXT^MDC", 8, &escape(&summary));
     let _ = write!(text, "NTE|1|L|{}\r", t("/disclaimer"));
     text
 }
@@ -149,12 +160,18 @@ mod tests {
             "MSH|^~\\&|ICHD^ct-1|north|ALERTS|HOSPITAL|20261125220131.000+0000||ORU^R40^ORU_R40|01J-3|P|2.6|"
         ));
         assert_eq!(segments[1], "PID|||K7P-29^^^ICHD^AN||^^^^^^U");
-        assert_eq!(segments[2], "PV1||U|CT 1 \\F\\ east\\S\\wing");
+        assert_eq!(segments[2], "PV1||U|CT 1 \\F\\ east\\S\\wing^^^^^^^^CT 1 \\F\\ east\\S\\wing");
         assert_eq!(
             segments[6],
             "OBX|3|ST|68481^MDC_ATTR_EVENT_PHASE^MDC|1.0.0.0.3|start|||A~PH~SA|||R|||20261125220130.123+0000"
         );
         assert!(segments[11].contains("|suspected subdural left|"));
+        let mut far = event();
+        far.alert["subject"]["location"] = json!("CT 1, emergency department");
+        assert!(message(&far, &Names::default()).contains("PV1||U|^^^^^^^^CT 1, emergency department\r"));
+        let mut technical = event();
+        technical.alert["subject"]["ref"] = json!("");
+        assert!(!message(&technical, &Names::default()).contains("PID|"));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 mod ntfy;
+mod receiver;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
