@@ -3,6 +3,10 @@
 //! Defaults are safe: loopback only, no calling AE admitted, nothing anonymous, until the hospital says otherwise.
 //! `daemon/ichd.toml` documents every key and is checked by a test.
 
+mod check;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -542,57 +546,6 @@ impl StationTls {
     }
 }
 
-impl Station {
-    fn validate(&self) -> Result<(), ConfigError> {
-        let bad = |key, problem: &str, mend: &str| {
-            Err(ConfigError::Value { key, problem: problem.into(), mend: mend.into() })
-        };
-        let Some(listen) = self.listen else { return Ok(()) };
-        let leaves = !listen.ip().is_loopback();
-        if leaves && self.tls.is_none() {
-            return bad(
-                "station.tls",
-                "is missing though the page leaves this machine",
-                "add [station.tls] with ca, certificate and key, or listen on 127.0.0.1",
-            );
-        }
-        let anonymous = self.tls.as_ref().is_none_or(|tls| tls.ca.is_none());
-        if leaves && anonymous && !self.allow_anonymous {
-            return bad(
-                "station.tls.ca",
-                "is missing though the page leaves this machine",
-                "set it, or say allow-anonymous = true in [station]",
-            );
-        }
-        // It stands in a header of every answer.
-        let is_url = |prefix| {
-            self.broker_url.strip_prefix(prefix).is_some_and(|rest: &str| {
-                !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_alphanumeric() || b".:-_/[]".contains(&b))
-            })
-        };
-        if !is_url("wss://") && (self.tls.is_some() || !is_url("ws://")) {
-            return bad(
-                "station.broker-url",
-                "is no address of a broker that the page may use",
-                "write wss://host:port, the broker's websockets listener as a station reaches it",
-            );
-        }
-        if !self.devices.iter().all(|d| is_level(d)) {
-            return bad("station.devices", "names what is no topic level", LEVEL_MEND);
-        }
-        Ok(())
-    }
-}
-
-const LEVEL_MEND: &str = "use 1 to 32 lower-case letters, digits and hyphens";
-
-/// A name that may be a level of an MQTT topic.
-fn is_level(s: &str) -> bool {
-    !s.is_empty()
-        && s.len() <= 32
-        && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-}
-
 /// Model packages apart from the image, and when one in shadow may take over by itself.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
@@ -665,24 +618,6 @@ impl Update {
     pub fn window(&self) -> Option<Window> {
         self.window_utc.as_deref().and_then(Window::parse)
     }
-
-    fn validate(&self) -> Result<(), ConfigError> {
-        let bad = |key, problem: &str, mend: &str| {
-            Err(ConfigError::Value { key, problem: problem.into(), mend: mend.into() })
-        };
-        if self.window_utc.is_some() && self.window().is_none() {
-            return bad(
-                "update.window-utc",
-                "is no part of the day",
-                "write HH:MM-HH:MM, such as 01:00-04:00",
-            );
-        }
-        let plain = |s: &str| s.starts_with('/') || s.starts_with("https://");
-        if self.source.as_deref().is_some_and(|s| !plain(s)) {
-            return bad("update.source", "is neither a path nor https", "write /media/usb or https://...");
-        }
-        Ok(())
-    }
 }
 
 /// Why a configuration cannot be used; exit code 78.
@@ -738,7 +673,7 @@ impl Config {
                 if let Some(dir) = std::env::var_os("STATE_DIRECTORY").filter(|dir| !dir.is_empty()) {
                     c.state.directory = dir.into();
                 }
-                c.validate()?;
+                check::check(&c)?;
                 Ok(c)
             },
         )
@@ -769,177 +704,6 @@ impl Config {
             process: std::process::id(),
             queue_max: atna.queue_max,
         })
-    }
-
-    fn validate(&self) -> Result<(), ConfigError> {
-        let bad = |key, problem: &str, mend: &str| {
-            Err(ConfigError::Value { key, problem: problem.into(), mend: mend.into() })
-        };
-        if !is_level(&self.site.name) {
-            return bad("site.name", "is not a topic level", LEVEL_MEND);
-        }
-        if !is_level(&self.site.device) {
-            return bad("site.device", "is not a topic level", LEVEL_MEND);
-        }
-        if !(4_096..=1 << 20).contains(&self.receive.pdu_bytes_max) {
-            return bad("receive.pdu-bytes-max", "is out of range", "choose 4096 to 1048576 bytes");
-        }
-        if self.receive.associations_max == 0 {
-            return bad("receive.associations-max", "is 0", "allow at least 1 association");
-        }
-        if let Some(tls) = &self.receive.tls {
-            if tls.listen == self.receive.listen && tls.listen.port() != 0 {
-                return bad(
-                    "receive.tls.listen",
-                    "is receive.listen",
-                    "give TLS a port of its own, such as 2762",
-                );
-            }
-            if !tls.ae_titles.values().flatten().all(|t| self.receive.calling_ae_titles.contains(t)) {
-                return bad(
-                    "receive.tls.ae-titles",
-                    "names a title that is not in receive.calling-ae-titles",
-                    "list it in both, or in neither",
-                );
-            }
-            if !tls.plaintext_ae_titles.iter().all(|t| self.receive.calling_ae_titles.contains(t)) {
-                return bad(
-                    "receive.tls.plaintext-ae-titles",
-                    "names a title that is not in receive.calling-ae-titles",
-                    "list it in both, or in neither",
-                );
-            }
-        }
-        for peer in &self.receive.peer {
-            let port = peer.address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
-            if port.is_none_or(|port| port == 0) {
-                return bad("receive.peer.address", "names no port", "write it as \"10.1.2.3:104\"");
-            }
-            if !self.receive.calling_ae_titles.contains(&peer.ae_title) {
-                return bad(
-                    "receive.peer.ae-title",
-                    "is not in receive.calling-ae-titles",
-                    "a peer has to be admitted before it can ask; list it there too",
-                );
-            }
-            if peer.tls && self.receive.tls.is_none() {
-                return bad("receive.peer.tls", "needs certificates", "add [receive.tls]");
-            }
-        }
-        if self.assemble.quiet_ms > self.assemble.quiet_incomplete_ms {
-            return bad("assemble.quiet-ms", "exceeds quiet-incomplete-ms", "lower it, or raise the other");
-        }
-        if self.assemble.slices_max < 2 || self.assemble.open_series_max == 0 {
-            return bad("assemble", "allows no series", "set slices-max >= 2 and open-series-max >= 1");
-        }
-        let port =
-            |d: &ReportDestination| d.address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
-        if self.report.destination.iter().any(|d| port(d).is_none_or(|port| port == 0)) {
-            return bad("report.destination.address", "names no port", "write it as \"10.1.2.3:104\"");
-        }
-        for rule in &self.forward {
-            let port = rule.address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
-            if port.is_none_or(|port| port == 0) {
-                return bad("forward.address", "names no port", "write it as \"10.1.2.3:104\"");
-            }
-            if rule.tls && self.receive.tls.is_none() {
-                return bad("forward.tls", "needs certificates", "add [receive.tls]");
-            }
-            if self.forward.iter().filter(|other| other.name() == rule.name()).count() > 1 {
-                return bad("forward", "names a node twice", "put both rules into one");
-            }
-        }
-        if self.receive.tls.is_none() && self.report.destination.iter().any(|d| d.tls) {
-            return bad("report.destination.tls", "needs certificates", "add [receive.tls]");
-        }
-        if self.report.destination.iter().any(|d| d.objects.is_empty()) {
-            return bad("report.destination.objects", "is empty", "name at least one kind, or leave it out");
-        }
-        if self.spool.free_bytes_target < self.receive.free_bytes_min {
-            return bad(
-                "spool.free-bytes-target",
-                "is below receive.free-bytes-min",
-                "raise it: scanners would be refused before anything is purged",
-            );
-        }
-        if let Some(atna) = &self.atna {
-            let port = atna.address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
-            if port.is_none_or(|port| port == 0) {
-                return bad("atna.address", "names no port", "write it as \"audit.example:6514\"");
-            }
-            if atna.queue_max == 0 {
-                return bad("atna.queue-max", "is 0", "allow at least 1 message to wait");
-            }
-        }
-        if self.metrics.listen.is_some_and(|address| !address.ip().is_loopback()) {
-            return bad(
-                "metrics.listen",
-                "is not on loopback",
-                "use 127.0.0.1, with a proxy where others must ask",
-            );
-        }
-        if self.health.heartbeat_s == 0 || self.health.stage_silence_max_s == 0 {
-            return bad("health", "has a zero interval", "use at least 1 s");
-        }
-        let privacy = &self.privacy;
-        if privacy.level == crate::privacy::Level::Location && privacy.location.is_empty() {
-            return bad(
-                "privacy.location",
-                "is missing",
-                "say where the scanner stands, or choose level opaque",
-            );
-        }
-        if privacy.level > crate::privacy::Level::Location && privacy.keys.is_none() {
-            return bad("privacy.keys", "is missing", "name the JWK Set that `ichd enrol key` makes");
-        }
-        if self.infer.backend == Backend::Onnxruntime {
-            if !cfg!(feature = "ort") {
-                return bad(
-                    "infer.backend",
-                    "is not in this program",
-                    "choose `tract`, or build with the cargo feature `ort`",
-                );
-            }
-            if !self.infer.onnxruntime_library.as_ref().is_some_and(|path| path.is_absolute()) {
-                return bad(
-                    "infer.onnxruntime-library",
-                    "is no absolute path",
-                    "name the shared library, such as /usr/lib/libonnxruntime.so",
-                );
-            }
-        }
-        let loopback = self.alert.broker_host == "localhost"
-            || self.alert.broker_host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-        if self.alert.tls.is_none() && !loopback {
-            return bad(
-                "alert.tls",
-                "is missing though the broker is not on this machine",
-                "add [alert.tls] with ca, certificate and key",
-            );
-        }
-        if !(0.0..=0.5).contains(&self.alert.hysteresis) {
-            return bad("alert.hysteresis", "is out of range", "choose 0.0 to 0.5");
-        }
-        if let Some(name) = self.alert.stations.keys().find(|name| !is_level(name)) {
-            return bad(
-                "alert.stations",
-                &format!("`{name}` is not a topic level"),
-                "use 1 to 32 lower-case letters, digits and hyphens",
-            );
-        }
-        if self.proof.interval_s != 0 && self.proof.interval_s < 60 {
-            return bad("proof.interval-s", "is too short", "use at least 60, or 0 for on demand only");
-        }
-        self.chain_policy()?;
-        self.update.validate()?;
-        if !(0.5..=1.0).contains(&self.models.agreement_min) || self.models.series_min == 0 {
-            return bad(
-                "models",
-                "has a rule that any model would pass",
-                "use series-min >= 1 and agreement-min from 0.5 to 1.0",
-            );
-        }
-        self.station.validate()
     }
 
     /// The rules of the alert chain.
@@ -1022,145 +786,5 @@ fn with_suggestion(message: &str) -> String {
             format!("unknown key `{wrong}`, did you mean `{name}`?")
         }
         _ => message.replacen("unknown field", "unknown key", 1),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SITE: &str = "[site]\nname = \"north\"\ndevice = \"ct-1\"\nprofile = \"assist\"\n";
-
-    fn check(text: &str) -> Result<(), String> {
-        let config = Config::parse(&format!("{SITE}{text}"))?;
-        config.validate().map_err(|e| e.to_string())
-    }
-
-    #[test]
-    fn the_smallest_configuration_is_safe() {
-        let config = Config::parse(SITE).unwrap();
-        assert!(config.receive.listen.ip().is_loopback());
-        assert!(config.receive.calling_ae_titles.is_empty());
-        check("").unwrap();
-    }
-
-    #[test]
-    fn the_shipped_example_loads_and_names_assist() {
-        let config = Config::load(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/ichd.toml"))).unwrap();
-        assert_eq!(config.site.profile, Profile::Assist);
-    }
-
-    #[test]
-    fn an_unknown_key_is_answered_with_the_nearest_right_one() {
-        let message = check("[receive]\nae-titel = \"ICHD\"\n").unwrap_err();
-        assert_eq!(message, "unknown key `ae-titel`, did you mean `ae-title`?");
-    }
-
-    #[test]
-    fn nothing_is_reported_unless_a_destination_is_named() {
-        assert!(Config::parse(SITE).unwrap().report.destination.is_empty());
-        check("[[report.destination]]\nae-title = \"PACS\"\naddress = \"pacs.example:104\"\n").unwrap();
-        let no_port = "[[report.destination]]\nae-title = \"PACS\"\naddress = \"10.1.2.3\"\n";
-        assert!(check(no_port).unwrap_err().contains("report.destination.address"));
-        let tls = "[[report.destination]]\nae-title = \"PACS\"\naddress = \"h:104\"\ntls = true\n";
-        assert!(check(tls).unwrap_err().contains("add [receive.tls]"));
-        let kind = "[[report.destination]]\nae-title = \"PACS\"\naddress = \"h:104\"\nobjects = [\"sr\"]\n";
-        assert!(check(kind).unwrap_err().contains("report"));
-    }
-
-    #[test]
-    fn nothing_is_forwarded_unless_a_rule_says_so() {
-        assert!(Config::parse(SITE).unwrap().forward.is_empty());
-        let rule = "[[forward]]\nae-title = \"ARCHIVE\"\naddress = \"archive:104\"\n";
-        check(rule).unwrap();
-        assert!(check(&rule.replace(":104", "")).unwrap_err().contains("forward.address"));
-        assert!(check(&format!("{rule}tls = true\n")).unwrap_err().contains("add [receive.tls]"));
-        assert!(check(&format!("{rule}{rule}")).unwrap_err().contains("twice"));
-        assert!(check(&format!("{rule}dispositions = [\"positive\"]\n")).is_err());
-    }
-
-    #[test]
-    fn audit_messages_leave_only_over_mutual_tls_and_only_if_asked_for() {
-        assert!(Config::parse(SITE).unwrap().atna.is_none());
-        let atna = "[atna]\naddress = \"audit:6514\"\nca = \"a\"\ncertificate = \"b\"\nkey = \"c\"\n";
-        check(atna).unwrap();
-        assert!(check(&atna.replace(":6514", "")).unwrap_err().contains("atna.address"));
-        assert!(check("[atna]\naddress = \"audit:6514\"\n").unwrap_err().contains("ca"));
-    }
-
-    #[test]
-    fn room_is_made_before_a_scanner_is_refused() {
-        let message = check("[spool]\nfree-bytes-target = 1000\n").unwrap_err();
-        assert!(message.contains("spool.free-bytes-target"), "{message}");
-        check("[spool]\nkeep-days = 0\n").unwrap();
-    }
-
-    #[test]
-    fn metrics_leave_the_box_only_through_somebody_elses_door() {
-        assert!(Config::parse(SITE).unwrap().metrics.listen.is_none());
-        check("[metrics]\nlisten = \"127.0.0.1:9273\"\n").unwrap();
-        assert!(check("[metrics]\nlisten = \"0.0.0.0:9273\"\n").unwrap_err().contains("metrics.listen"));
-    }
-
-    #[test]
-    fn a_bad_value_names_key_and_mend() {
-        let message = check("[alert]\nbroker-host = \"10.0.0.9\"\n").unwrap_err();
-        assert!(message.contains("alert.tls") && message.contains("add [alert.tls]"), "{message}");
-        let peer = "[receive]\ncalling-ae-titles = [\"CT1\"]\n[[receive.peer]]\nae-title = \"CT1\"\n";
-        check(&format!("{peer}address = \"10.1.2.3:104\"\n")).unwrap();
-        assert!(check(&format!("{peer}address = \"10.1.2.3\"\n")).unwrap_err().contains("peer.address"));
-        assert!(check(&peer.replace("[\"CT1\"]", "[]")).unwrap_err().contains("address"));
-        let tls = "[receive.tls]\nca = \"c\"\ncertificate = \"c\"\nkey = \"k\"\n";
-        assert!(check(&format!("{tls}listen = \"127.0.0.1:11112\"\n")).unwrap_err().contains("2762"));
-        let stranger = format!("{tls}listen = \"127.0.0.1:2762\"\nplaintext-ae-titles = [\"CT9\"]\n");
-        assert!(check(&stranger).unwrap_err().contains("plaintext-ae-titles"));
-        let bound = format!("{tls}listen = \"127.0.0.1:2762\"\n[receive.tls.ae-titles]\nct9 = [\"CT9\"]\n");
-        assert!(check(&bound).unwrap_err().contains("receive.tls.ae-titles"));
-        assert!(check("[receive]\npdu-bytes-max = 16\n").unwrap_err().contains("receive.pdu-bytes-max"));
-        assert!(check("[proof]\ninterval-s = 5\n").unwrap_err().contains("proof.interval-s"));
-        assert!(check("[alert.stations]\n\"Ward 3\" = \"nurse\"\n").unwrap_err().contains("alert.stations"));
-        let unsorted =
-            "[escalation]\nsteps = [{ after-s = 60, roles = [\"a\"] }, { after-s = 30, roles = [\"b\"] }]\n";
-        assert!(check(unsorted).unwrap_err().contains("escalation.steps"));
-        let shift = "[[escalation.shift]]\nname = \"night\"\nfrom = \"25:00\"\nto = \"07:00\"\nfirst = [\"nurse\"]\nsteps = []\n";
-        assert!(check(shift).unwrap_err().contains("escalation.shift"));
-        check(&shift.replace("25", "22")).unwrap();
-        let key = if cfg!(feature = "ort") { "infer.onnxruntime-library" } else { "infer.backend" };
-        assert!(check("[infer]\nbackend = \"onnxruntime\"\n").unwrap_err().contains(key));
-        assert!(
-            Config::parse("[site]\nname = \"north\"\ndevice = \"ct-1\"\n").unwrap_err().contains("profile")
-        );
-    }
-    #[test]
-    fn the_station_page_leaves_the_machine_only_over_mutual_tls() {
-        check("").unwrap();
-        let page = |rest: &str| check(&format!("[station]\nbroker-url = \"wss://box:8884\"\n{rest}"));
-        page("listen = \"127.0.0.1:8443\"\n").unwrap();
-        let refused = page("listen = \"0.0.0.0:8443\"\n").unwrap_err();
-        assert!(refused.contains("add [station.tls]"), "{refused}");
-        let tls = "[station.tls]\ncertificate = \"a\"\nkey = \"b\"\n";
-        let leaves = "listen = \"0.0.0.0:8443\"\n";
-        assert!(page(&format!("{leaves}{tls}")).unwrap_err().contains("station.tls.ca"));
-        page(&format!("{leaves}{tls}ca = \"c\"\n")).unwrap();
-        page(&format!("{leaves}allow-anonymous = true\n{tls}")).unwrap();
-    }
-
-    #[test]
-    fn the_page_is_given_no_broker_it_may_not_use() {
-        let url = |url: &str, tls: &str| {
-            check(&format!("[station]\nlisten = \"127.0.0.1:1\"\nbroker-url = \"{url}\"\n{tls}"))
-        };
-        let tls = "[station.tls]\ncertificate = \"a\"\nkey = \"b\"\n";
-        url("ws://127.0.0.1:9001", "").unwrap();
-        url("wss://[fd00::1]:8884/mqtt", tls).unwrap();
-        for (bad, tls) in [
-            ("", ""),
-            ("mqtts://box", ""),
-            ("ws://box", tls),
-            ("wss://", ""),
-            ("wss://box; script-src *", ""),
-        ] {
-            assert!(url(bad, tls).unwrap_err().contains("station.broker-url"), "{bad}");
-        }
     }
 }
