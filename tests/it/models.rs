@@ -8,6 +8,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::peers::{Appliance, Listener, Mosquitto, Phantom, alone, model, storescu, wait_until};
+use crate::station::Station;
 
 /// The shipped package under another version, signed by a key of this test.
 fn package(dir: &Path, version: &str) -> (String, String) {
@@ -91,8 +92,19 @@ fn a_new_model_reads_along_in_silence_is_promoted_by_the_rule_and_taken_back_in_
     let (code, _, words) = run(&appliance, &["promote", "--by-rule"]);
     assert!(code == 75 && words.contains("alert"), "{code} {words}");
 
-    // A person takes the responsibility; after the restart the new one answers, under its own name.
-    assert_eq!(run(&appliance, &["promote", "ichd-base-9.0.0"]).0, 0);
+    // Somebody takes the alert: the rule promotes. After the restart the new one answers, under its own name.
+    let station = Station::on_shift(broker.port, "ward-3", "nurse");
+    let alert_id = alert["alert_id"].as_str().unwrap();
+    wait_until("the alert at the station", || station.seen(|s| s.alerts.contains_key(alert_id)));
+    station.act(alert_id, "ack", "Ann", "action-0001");
+    wait_until("promotion by the rule", || match run(&appliance, &["promote", "--by-rule"]) {
+        (0, ..) => list(&appliance)["image_is_current"] == false,
+        (code, _, words) => {
+            assert!(code == 75, "{code} {words}");
+            false
+        }
+    });
+    station.leave();
     appliance.terminate();
     appliance.up();
     let listener = Listener::on(&broker);
@@ -109,7 +121,9 @@ fn a_new_model_reads_along_in_silence_is_promoted_by_the_rule_and_taken_back_in_
     while listener.next("ichd.alert/1")["technical"]["code"] != "model_refused" {}
     std::fs::write(&graph, whole).unwrap();
 
-    // One command back.
+    // One command back; and a person may promote without the rule.
     assert_eq!(run(&appliance, &["rollback"]).0, 0);
     assert_eq!(list(&appliance)["image_is_current"], true);
+    assert_eq!(run(&appliance, &["promote", "ichd-base-9.0.0"]).0, 0);
+    assert_eq!(list(&appliance)["image_is_current"], false);
 }
