@@ -161,6 +161,7 @@ class Builder:
               "[Service]\nExecStart=/bin/sh\nEnvironment=HOME=/root\nStandardInput=tty-force\nStandardOutput=tty\nStandardError=tty\n"
               "TTYPath=/dev/ttyS1\nRestart=always\nRestartSec=1\n[Install]\nWantedBy=sysinit.target\n")
         write(f"{UNITS}/ichd.service.d/only-of-this-test.conf", "[Service]\nTimeoutStartSec=900\nWatchdogSec=600\n")
+        write("usr/lib/systemd/system.conf.d/50-only-of-this-test.conf", "[Manager]\nRuntimeWatchdogSec=10min\nRebootWatchdogSec=20min\n")
         with (root / "etc/ssl/certs/ca-certificates.crt").open("a") as file:
             file.write(self.server_ca.read_text())
         with (root / "etc/modules-load.d/test.conf").open("w") as file:
@@ -215,7 +216,7 @@ class Builder:
         # Debian's kernel has its drivers in an initial RAM disk; the layer's kernel has them built in. A starved emulator
         # fails the kernel's check of the timer, needs no guard against leaks of a processor that it is not, and is late.
         text = (work / "ichd-grub.cfg").read_text()
-        (work / "ichd-grub.cfg").write_text(re.sub(r"^(\s*)(linux /boot/bzImage .*)$", r"\1\2 no_timer_check mitigations=off rcupdate.rcu_expedited=1 systemd.default_device_timeout_sec=900 systemd.default_timeout_start_sec=900\n\1initrd /boot/initrd", text, flags=re.M))
+        (work / "ichd-grub.cfg").write_text(re.sub(r"^(\s*)(linux /boot/bzImage .*)$", r"\1\2 no_timer_check tsc=reliable mitigations=off rcupdate.rcu_expedited=1 systemd.default_device_timeout_sec=900 systemd.default_timeout_start_sec=900\n\1initrd /boot/initrd", text, flags=re.M))
         efi = work / "efi.img"
         efi.unlink(missing_ok=True)
         sh("mkfs.vfat", "-C", "-n", "EFI", efi, 64 * 1024, stdout=subprocess.DEVNULL)

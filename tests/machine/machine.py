@@ -1,4 +1,4 @@
-"""The machine: QEMU with OVMF under software emulation, its power, its serial lines, its disk seen from outside."""
+"""The machine: QEMU with OVMF, its power, its serial lines, its disk seen from outside."""
 
 import pathlib
 import random
@@ -7,10 +7,56 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 
 EFI_OFFSET = 1 << 20
 FIRMWARE = pathlib.Path("/usr/share/OVMF")
+CODE = ["-drive", f"if=pflash,format=raw,readonly=on,file={FIRMWARE}/OVMF_CODE_4M.fd"]
+EMULATION = ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off,svm=off"]
+KVM = ["-accel", "kvm", "-cpu", "host"]
+
+
+def accelerator() -> tuple[list[str], str]:
+    """KVM where it runs this firmware, and emulation otherwise; QEMU's options and a word on it. That /dev/kvm opens is not
+    enough: inside a virtual machine it may be one without the processor's help, which runs only kernels made for it."""
+    try:
+        open("/dev/kvm", "r+b", buffering=0).close()
+    except OSError as error:
+        return EMULATION, f"emulated: /dev/kvm: {error.strerror}"
+    trial = ["qemu-system-x86_64", "-machine", "q35", "-m", "256", "-display", "none", "-no-user-config", "-nodefaults", *CODE]
+    with subprocess.Popen([*trial, *KVM], stderr=subprocess.PIPE, text=True) as process:
+        threading.Timer(5, process.kill).start()
+        complaints = [line.strip() for line in process.stderr if "warning:" not in line]
+    return (EMULATION, f"emulated: /dev/kvm opens and does not run the firmware: {complaints[0]}") if complaints else (KVM, "KVM")
+
+
+class Patience:
+    """Counts seconds in which a process could run: not those in which it was stopped or waited for a processor, so that a
+    limit means the same on a busy host."""
+
+    def __init__(self, pid: int):
+        self.pid, self.lived_s = pid, 0.0
+        self.last, self.at = self.ran_and_waited(), time.monotonic()
+
+    def ran_and_waited(self) -> tuple[int, int]:
+        ran = waited = 0
+        for task in pathlib.Path(f"/proc/{self.pid}/task").glob("*/schedstat"):
+            try:
+                words = task.read_text().split()
+            except OSError:  # a thread that has ended
+                continue
+            ran, waited = ran + int(words[0]), waited + int(words[1])
+        return ran, waited
+
+    def look(self) -> float:
+        now, at = self.ran_and_waited(), time.monotonic()
+        ran, waited = (max(0, a - b) for a, b in zip(now, self.last))
+        # A process that sleeps has run a little; one that is stopped has not run at all.
+        share = ran / (ran + waited) if ran else 0.0
+        self.lived_s += (at - self.at) * share
+        self.last, self.at = now, at
+        return self.lived_s
 
 
 class Machine:
@@ -18,6 +64,7 @@ class Machine:
 
     def __init__(self, work: pathlib.Path, disk: pathlib.Path):
         self.work, self.disk = work, disk
+        self.accelerator, self.accelerated = accelerator()
         self.process = self.shell = None
         self.console = work / "console.log"
         self.boots = 0
@@ -36,9 +83,8 @@ class Machine:
         self.console = log
         self.process = subprocess.Popen(
             [
-                "nice", "-n", "10", "qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,thread=multi,tb-size=512",
-                "-cpu", "max,la57=off,svm=off", "-smp", "2", "-m", "1536", "-display", "none", "-no-user-config", "-nodefaults",
-                "-drive", f"if=pflash,format=raw,readonly=on,file={FIRMWARE}/OVMF_CODE_4M.fd",
+                "nice", "-n", "10", "qemu-system-x86_64", "-machine", "q35", *self.accelerator,
+                "-smp", "2", "-m", "1536", "-display", "none", "-no-user-config", "-nodefaults", *CODE,
                 "-drive", f"if=pflash,format=raw,file={variables}",
                 # What the guest has written to its disk outlives QEMU: this host's page cache is not what loses power.
                 # What the guest holds in memory is gone, as it would be.
@@ -49,7 +95,8 @@ class Machine:
             ],
             stderr=(self.work / "qemu.log").open("a"),
         )
-        until = time.monotonic() + 60
+        self.patience = Patience(self.process.pid)
+        until = time.monotonic() + 300
         while True:
             try:
                 self.shell = socket.socket(socket.AF_UNIX)
@@ -68,6 +115,11 @@ class Machine:
         if self.shell:
             self.shell.close()
 
+    def lived_s(self) -> float:
+        """Seconds in which it could run; see Patience."""
+        assert self.process.poll() is None, "QEMU has ended; qemu.log says why"
+        return self.patience.look()
+
     def pause(self, on: bool):
         self.process.send_signal(signal.SIGSTOP if on else signal.SIGCONT)
 
@@ -84,9 +136,9 @@ class Machine:
         mark = f"mark{random.getrandbits(40):010x}"
         # The echo of the typed line holds the mark in two halves, so that only the answer matches.
         self.send(f"{command}\necho {mark[:6]}'{mark[6:]}' $?")
-        until, seen = time.monotonic() + patience_s, b""
+        until, seen = self.lived_s() + patience_s, b""
         self.shell.settimeout(1)
-        while time.monotonic() < until:
+        while self.lived_s() < until:
             try:
                 more = self.shell.recv(65536)
             except TimeoutError:
@@ -106,13 +158,13 @@ class Machine:
 
     def up(self, patience_s: float = 1500):
         """Waits until a shell answers."""
-        until = time.monotonic() + patience_s
+        until = self.lived_s() + patience_s
         while True:
             try:
                 self.sh("stty -echo; PS1=; true", 15)
                 return
             except TimeoutError:
-                if time.monotonic() > until:
+                if self.lived_s() > until:
                     raise
 
     def boot_id(self, patience_s: float = 300) -> str:
