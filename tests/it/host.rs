@@ -37,7 +37,8 @@ fn the_sandbox_of_daemon_and_broker_is_tight() {
     exposure_is_at_most_15(root.path(), "mosquitto.service");
 }
 
-/// In a network of its own: the box at .1, a listed scanner at .2, a stranger at .3 of the same hospital.
+/// In a network of its own: the box at .1, a listed scanner at .2, a stranger at .3 and a listed station at .4 of the
+/// same hospital.
 const STRANGER: &str = r#"
 set -e
 mount -t tmpfs none /run
@@ -49,19 +50,28 @@ ip addr add 10.20.0.1/24 dev box
 ip link set box up
 ip -n lan addr add 10.20.0.2/24 dev far
 ip -n lan addr add 10.20.0.3/24 dev far
+ip -n lan addr add 10.20.0.4/24 dev far
 ip -n lan link set far up
 echo 'add element inet ichd scanners { 10.20.0.2 }' > /run/site/site.nft
+echo 'add element inet ichd stations { 10.20.0.4 }' >> /run/site/site.nft
 sed 's#/etc/ichd/firewall.d#/run/site#' "$1" > /run/ichd.nft
 nft -f /run/ichd.nft
 nft -f /run/ichd.nft
 python3 - <<'END'
 import socket, subprocess, sys
-server = socket.create_server(("10.20.0.1", 104))
-probe = "import socket,sys; socket.create_connection(('10.20.0.1', 104), 3, (sys.argv[1], 0))"
-reach = lambda who: subprocess.run(["ip", "netns", "exec", "lan", sys.executable, "-c", probe, who],
-                                   stderr=subprocess.DEVNULL).returncode == 0
-assert reach("10.20.0.2"), "the listed scanner was kept out"
-assert not reach("10.20.0.3"), "a stranger got in"
+probe = "import socket,sys; socket.create_connection(('10.20.0.1', int(sys.argv[2])), 2, (sys.argv[1], 0))"
+def reach(who, port):
+    command = ["ip", "netns", "exec", "lan", sys.executable, "-c", probe, who, str(port)]
+    return subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
+scanner, stranger, station = "10.20.0.2", "10.20.0.3", "10.20.0.4"
+# DICOM, DICOM over TLS; the page; MQTT and both kinds of websockets, where enrolment puts them.
+servers = [socket.create_server(("10.20.0.1", port)) for port in (104, 2762, 8443, 8883, 8884, 8885)]
+for port in (104, 2762):
+    assert reach(scanner, port), f"the listed scanner was kept out of {port}"
+for port in (8443, 8883, 8884, 8885):
+    assert reach(station, port), f"the listed station was kept out of {port}"
+for who, port in [(stranger, 104), (stranger, 8884), (station, 104), (scanner, 8884)]:
+    assert not reach(who, port), f"{who} got into {port}"
 END
 "#;
 
