@@ -221,3 +221,18 @@ fn check_accepts_what_run_would_run() {
     let output = ichd(&["check", "--config", appliance.config().to_str().unwrap()]);
     assert!(output.status.success(), "{}", words(&output));
 }
+
+#[test]
+fn a_command_whose_reader_has_left_ends_quietly() {
+    let dir = tempfile::tempdir().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_ichd"))
+        .args(["enrol", "--dir"])
+        .arg(dir.path().join("site"))
+        .args(["init", "--site", "north", "--broker", "127.0.0.1"])
+        .stdout(writer)
+        .output()
+        .unwrap();
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(141), ""));
+}

@@ -114,8 +114,22 @@ fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
     serde_json::to_string(value).map_err(|e| Failure::internal(e.to_string()))
 }
 
+/// Whoever reads our output may stop, as `head` does: then the command ends as SIGPIPE would end it. `println!` panics
+/// then, and the signal's own action could be restored in unsafe code only.
+fn end_when_nobody_reads() {
+    let otherwise = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.payload_as_str().unwrap_or_default();
+        if text.starts_with("failed printing to stdout") && text.contains("Broken pipe") {
+            std::process::exit(141);
+        }
+        otherwise(panic);
+    }));
+}
+
 /// Parses the command line and runs it.
 pub fn main() -> ExitCode {
+    end_when_nobody_reads();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
