@@ -1,4 +1,4 @@
-"""Every test that a document names is there, under the module it is named with."""
+"""The documents and the program say the same: tests that are named exist, words that an operator meets are explained."""
 
 import pathlib
 import re
@@ -54,3 +54,20 @@ class Documents(unittest.TestCase):
                 missing += [] if there else [f"{document}: {name}"]
         self.assertEqual(missing, [])
         self.assertGreater(seen, 200)
+
+    def test_every_word_that_the_program_warns_with_is_explained(self):
+        source = "\n".join(re.split(r"#\[cfg\(test\)\]\s*mod \w+ \{", f.read_text())[0]
+                           for f in (ROOT / "daemon/src").rglob("*.rs") if "test" not in f.stem)
+        events = re.findall(r'log::(?:warn|error)!\(\s*event = "(\w+)"', source)
+        reasons = re.findall(r'reasons\.push\("(\w+)"|\bsay\("(\w+)"\)|format!\("(stage_silent|certificate_expires|backend_failed):|"(certificate_expired)"|reasons: vec!\["(\w+)"', source)
+        broker = re.findall(r'=> Some\("(\w+)"\)', (ROOT / "daemon/src/alert/publisher.rs").read_text())
+        technical = re.findall(r'(?:raise|set)_technical\((?:tx, )?"(\w+)"', source) + ["update_failed"]
+        refusals = [a or b for f in ["association.rs", "upper.rs", "mod.rs"] for a, b in
+                    re.findall(r'reason: "(\w+)"|UpperError::\w+(?:\(_\))? => "(\w+)"', (ROOT / "daemon/src/receive" / f).read_text())]
+        refusals += re.findall(r'closed\("(\w+)"\)', source)
+        self.assertGreater(min(len(events) // 10, len(reasons), len(technical), len(refusals) // 3), 3)
+        words = {*events, *(w for found in reasons for w in found if w), *broker, *technical, *refusals}
+        explained = set(re.findall(r"`(\w+)", (ROOT / "docs/OPERATIONS.md").read_text()))
+        self.assertEqual(sorted(words - explained), [])
+        said = {w for row in re.findall(r"^\| (`[^|]*)\|", (ROOT / "docs/OPERATIONS.md").read_text(), re.M) for w in re.findall(r"`(\w+)[:`]", row)}
+        self.assertEqual(sorted(said - words - {"ichd", "reason"}), [], "explained, and nowhere said")

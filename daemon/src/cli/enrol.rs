@@ -6,6 +6,7 @@ use std::process::{Command as Process, Stdio};
 
 use super::Failure;
 use crate::clock;
+use crate::enrol::device::DROP_IN;
 use crate::enrol::{Added, CLIENT_DAYS, EnrolError, Enrolment, Ports, Proof, Request, Role, Settings};
 
 const DAY_MS: u64 = 86_400_000;
@@ -107,7 +108,8 @@ pub fn enrol(args: &Args) -> Result<(), Failure> {
         Command::Init(init) => {
             let enrolment = Enrolment::init(&args.dir, settings(init), now_ms).map_err(failed)?;
             println!("authority and broker of site {} are in {}", init.site, args.dir.display());
-            install(&enrolment);
+            // The listeners are new: a broker that runs cannot take them up by a reload.
+            install(&enrolment, "restart");
         }
         Command::Add { role, name, serves, password, addresses, days, p12 } => {
             let request = Request {
@@ -127,17 +129,17 @@ pub fn enrol(args: &Args) -> Result<(), Failure> {
             if *p12 {
                 pkcs12(&added, *role, name)?;
             }
-            if *role == Role::Device {
-                println!("{}", device_configuration(enrolment.settings(), *password));
+            install(&enrolment, "reload");
+            match role {
+                Role::Device => install_device(&enrolment, &added),
+                _ => install_stations(&enrolment, *role),
             }
-            install(&enrolment);
-            install_stations(&enrolment, *role);
         }
         Command::Revoke { name } => {
             let mut enrolment = open()?;
             let gone = enrolment.revoke(name, now_ms).map_err(failed)?;
             println!("{} {name} is put out once the broker has the new files", gone.role.as_str());
-            install(&enrolment);
+            install(&enrolment, "reload");
             install_stations(&enrolment, gone.role);
         }
         Command::RenewBroker { broker } => {
@@ -148,7 +150,7 @@ pub fn enrol(args: &Args) -> Result<(), Failure> {
                 "the broker has a new certificate until {}",
                 clock::rfc3339(enrolment.broker_expires_ms())
             );
-            install(&enrolment);
+            install(&enrolment, "reload");
         }
         Command::Key => {
             let path = open()?.rotate_key(now_ms).map_err(failed)?;
@@ -176,42 +178,45 @@ fn settings(init: &Init) -> Settings {
 }
 
 /// The one thing that is left to do by hand after every change.
-fn install(enrolment: &Enrolment) {
+fn install(enrolment: &Enrolment, taken_up_by: &str) {
     let (from, to) = (enrolment.broker_folder(), enrolment.settings().broker_dir.clone());
     println!("on the broker:");
     if from == to {
-        println!("  systemctl reload mosquitto");
+        println!("  systemctl {taken_up_by} mosquitto");
         return;
     }
     let (from, to) = (from.display(), to.display());
     println!("  install -d -o mosquitto -m 0700 {to} {to}/conf.d");
     println!("  install -o mosquitto -m 0600 $(find {from} -maxdepth 1 -type f) {to}/");
     println!("  install -m 0644 {from}/mosquitto.conf /etc/mosquitto/mosquitto.conf");
-    println!("  systemctl reload mosquitto      # or restart, after a change of listeners");
+    println!("  systemctl {taken_up_by} mosquitto");
 }
 
 /// The daemon is the second check: it believes only whom it is told of.
 fn install_stations(enrolment: &Enrolment, role: Role) {
-    if matches!(role, Role::Station | Role::Engineer | Role::Device) {
+    if matches!(role, Role::Station | Role::Engineer) {
         println!("on every daemon:");
         println!("  install -D -m 0644 {} -t /etc/ichd/ichd.toml.d/", enrolment.stations_file().display());
         println!("  systemctl restart ichd");
     }
 }
 
-fn device_configuration(settings: &Settings, password: bool) -> String {
-    if password {
-        return format!(
-            "in ichd.toml:\n  [alert]\n  broker-host = \"127.0.0.1\"\n  broker-port = {}\n  password-file = \"/etc/ichd/password\"",
-            settings.ports.loopback
-        );
+/// What makes a box a member of the site; keys go where systemd alone can read them.
+fn install_device(enrolment: &Enrolment, added: &Added) {
+    let folder = added.folder.display();
+    let stations = enrolment.stations_file();
+    println!("on the box:");
+    println!("  install -D -m 0644 {folder}/{DROP_IN} {} -t /etc/ichd/ichd.toml.d/", stations.display());
+    println!("  install -D -m 0644 {folder}/*.crt -t /etc/ichd/tls/");
+    for file in &added.files {
+        match file.as_str() {
+            "device.key" => println!("  install -D -m 0600 {folder}/device.key -t /etc/credstore/"),
+            "server.key" => println!("  install -D -m 0600 {folder}/server.key /etc/credstore/station.key"),
+            "password" => println!("  install -D -m 0600 {folder}/password -t /etc/credstore/"),
+            _ => {}
+        }
     }
-    format!(
-        "in ichd.toml:\n  [alert]\n  broker-host = \"{}\"\n  broker-port = {}\n  [alert.tls]\n  ca = \"/etc/ichd/tls/ca.crt\"\n  \
-         certificate = \"/etc/ichd/tls/device.crt\"\n  key = \"/etc/ichd/tls/device.key\"",
-        settings.broker_names.first().map_or("", |n| n.as_str()),
-        settings.ports.mqtt
-    )
+    println!("  systemctl restart ichd");
 }
 
 /// PKCS #12 through OpenSSL's own program: a format of the 1990s is no reason for a dozen crates. The password goes

@@ -10,6 +10,7 @@
 //! broker/conf.d/                     lines of the site's own; never touched
 //! privacy/privacy.jwks                keys for patient data; goes to daemons and stations, never to the broker
 //! daemon/50-stations.toml             goes to every daemon: whom it may believe
+//! device/NAME/40-enrolled.toml        goes to that device: its name, its broker, its page
 //! device|station|engineer|viewer|bridge/NAME/ goes to the one who bears the name
 //! ```
 //!
@@ -19,6 +20,7 @@
 
 mod authority;
 pub mod broker;
+pub mod device;
 mod files;
 
 use std::collections::BTreeMap;
@@ -349,6 +351,9 @@ impl Enrolment {
             let (certificate, key, _) = authority.server(&request.addresses, now_ms)?;
             given.push(("server.crt".into(), certificate));
             given.push(("server.key".into(), key));
+        }
+        if request.role == Role::Device {
+            given.push((device::DROP_IN.into(), device::drop_in(&self.index.settings, request)));
         }
         for (name, content) in &given {
             files::create(&folder.join(name), content.as_bytes())?;

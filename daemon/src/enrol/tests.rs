@@ -47,7 +47,7 @@ fn every_file_is_for_its_owner_only_and_folders_too() {
     }
     let (dir, _) = enrolled();
     assert_eq!(walk(&dir.path().join("ca")) + walk(&dir.path().join("broker")), 2 + 7);
-    assert_eq!(walk(&dir.path().join("device")) + walk(&dir.path().join("station")), 3 + 3);
+    assert_eq!(walk(&dir.path().join("device")) + walk(&dir.path().join("station")), 4 + 3);
 }
 
 #[test]
@@ -153,4 +153,33 @@ fn the_daemon_is_told_whom_it_may_believe_by_a_drop_in_of_its_configuration() {
     assert_eq!(told(&enrolment), ["bench engineer", "desk-1 charge_nurse", "nurse-1 nurse"]);
     enrolment.revoke("nurse-1", NOW_MS + 1).unwrap();
     assert_eq!(told(&enrolment), ["bench engineer", "desk-1 charge_nurse"], "who is revoked is not believed");
+}
+
+#[test]
+fn a_device_is_given_the_configuration_that_makes_it_a_member_of_the_site() {
+    let (dir, mut enrolment) = enrolled();
+    let addresses = vec!["ichd.example".to_owned()];
+    enrolment.add(&Request { addresses, ..request(Role::Device, "ct-2") }, NOW_MS).unwrap();
+    enrolment.add(&Request { password: true, ..request(Role::Device, "ct-3") }, NOW_MS).unwrap();
+    let base = dir.path().join("ichd.toml");
+    let example = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("ichd.toml");
+    let of = |name: &str| {
+        std::fs::copy(&example, &base).unwrap();
+        std::fs::create_dir_all(dir.path().join("ichd.toml.d")).unwrap();
+        let given = dir.path().join("device").join(name).join(device::DROP_IN);
+        std::fs::copy(given, dir.path().join("ichd.toml.d").join(device::DROP_IN)).unwrap();
+        crate::config::Config::load(&base).unwrap()
+    };
+    let config = of("ct-2");
+    assert_eq!((config.site.name.as_str(), config.site.device.as_str()), ("north", "ct-2"));
+    assert_eq!((config.alert.broker_host.as_str(), config.alert.broker_port), ("broker.north.example", 8883));
+    let key = config.alert.tls.unwrap().key;
+    assert!(
+        key.starts_with("/run/credentials/ichd.service"),
+        "a dynamic user reads no file of root's: {key:?}"
+    );
+    assert_eq!(config.station.broker_url, "wss://broker.north.example:8884");
+    let config = of("ct-3");
+    assert_eq!((config.alert.broker_port, config.alert.tls.is_none()), (1883, true));
+    assert!(config.alert.password_file.is_some() && config.station.listen.is_none());
 }
