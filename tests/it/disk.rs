@@ -10,6 +10,8 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use ichd_phantom::Bleed;
+
 use crate::peers::{Appliance, Listener, Mosquitto, Phantom, alone, repository, storescu, wait_until};
 
 /// The compiled `powercut.c`.
@@ -245,23 +247,32 @@ fn a_broken_disk_is_refused_aloud_and_forgiven() {
     check_failing(5);
 }
 
+/// A state directory on a small file system of its own.
+fn on_a_file_system_of(size: &str, broker: &Mosquitto) -> Appliance {
+    let mut appliance = Appliance::off(broker);
+    appliance.use_own_state();
+    let script = format!("mount -t tmpfs -o size={size} none \"$1\" && shift && exec \"$@\"");
+    let state = appliance.state().display().to_string();
+    appliance.started_by = ["unshare", "--map-root-user", "--mount", "sh", "-c", &script, "sh", &state]
+        .map(str::to_owned)
+        .into();
+    appliance
+}
+
+/// Where its state is seen from here once it runs.
+fn inside(appliance: &Appliance) -> PathBuf {
+    PathBuf::from(format!("/proc/{}/root{}", appliance.pid(), appliance.state().display()))
+}
+
 /// A real file system that is really full, in the middle of an instance.
 #[test]
 fn a_full_file_system_keeps_what_it_acknowledged_and_takes_the_rest_once_there_is_room() {
     let _alone = alone();
     let broker = Mosquitto::start();
     let listener = Listener::on(&broker);
-    let mut appliance = Appliance::off(&broker);
-    appliance.use_own_state();
-    let state = appliance.state();
-    let script = "mount -t tmpfs -o size=2500k none \"$1\" && shift && exec \"$@\"";
-    appliance.started_by = ["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh"]
-        .map(str::to_owned)
-        .into_iter()
-        .chain([state.display().to_string()])
-        .collect();
+    let mut appliance = on_a_file_system_of("2500k", &broker);
     appliance.up();
-    let inside = PathBuf::from(format!("/proc/{}/root{}", appliance.pid(), state.display()));
+    let (state, inside) = (appliance.state(), inside(&appliance));
     let files = &Phantom::bleed().files;
     let mut acknowledged = Vec::new();
     for file in files {
@@ -290,4 +301,38 @@ fn a_full_file_system_keeps_what_it_acknowledged_and_takes_the_rest_once_there_i
         }
     }
     assert!(!appliance.log().contains("panicked"), "{}", appliance.log());
+}
+
+#[test]
+fn a_disk_that_fills_up_loses_the_oldest_closed_series_and_no_open_one() {
+    const TARGET_BYTES: u64 = 8_000_000;
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let listener = Listener::on(&broker);
+    let mut appliance = on_a_file_system_of("64m", &broker);
+    let table = format!("[spool]\nkeep-days = 0\nkeep-hours-min = 0\nfree-bytes-target = {TARGET_BYTES}\n");
+    let text = std::fs::read_to_string(appliance.config()).unwrap() + &table;
+    std::fs::write(appliance.config(), text).unwrap();
+    appliance.up();
+    let inside = inside(&appliance);
+    let held = |phantom: &Phantom| {
+        phantom.files.iter().filter(|f| inside.join(Appliance::place(f)).exists()).count()
+    };
+    // The oldest has an alert that nobody has taken.
+    let (open, oldest, newest) = (Phantom::bleed(), Phantom::quiet(), &Phantom::make(13, Bleed::None));
+    for phantom in [open, oldest, newest] {
+        assert!(storescu(appliance.port, &phantom.files, &[]).0);
+        while listener.next("ichd.study/1")["instances"] != 30 {}
+    }
+    assert_eq!([open, oldest, newest].map(held), [30; 3]);
+    // Two megabytes less than there should be; each series has four.
+    let free = ichd::spool::free_bytes(&inside).unwrap();
+    std::fs::write(inside.join("filler"), vec![1; (free - TARGET_BYTES + 2_000_000) as usize]).unwrap();
+    wait_until("there is room again", || ichd::spool::free_bytes(&inside).unwrap() >= TARGET_BYTES);
+    wait_until("it is said", || appliance.log().contains("event=series_purged reason=space"));
+    assert_eq!([open, oldest, newest].map(held), [30, 0, 30]);
+    assert_eq!(appliance.log().matches("event=series_purged").count(), 1, "{}", appliance.log());
+    // What was purged may come again.
+    assert!(storescu(appliance.port, &oldest.files[..8], &[]).0);
+    assert_eq!(held(oldest), 8);
 }

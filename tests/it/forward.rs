@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::peers::{Appliance, Mosquitto, Phantom, alone, dcmsend, storescu, wait_until};
+use crate::peers::{Appliance, Mosquitto, Phantom, alone, dcmsend, free_port, storescu, wait_until};
 use crate::report::Pacs;
+use crate::tls::Authority;
 
 fn rule(pacs: &Pacs, more: &str) -> String {
     format!("\n[[forward]]\nae-title = \"PACS\"\naddress = \"127.0.0.1:{}\"\n{more}\n", pacs.port)
@@ -121,4 +122,30 @@ fn only_a_node_that_does_not_take_the_encoding_gets_another_and_that_is_said() {
         assert_eq!(image, sent[&sop].1, "{sop}");
     }
     crate::report::verify(&received[..3]);
+}
+
+#[test]
+fn images_go_over_mutual_tls_where_that_is_asked_for() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let authority = Authority::new();
+    authority.sign("dicom", 365);
+    authority.sign("pacs", 365);
+    let with = |more: Vec<String>| Pacs::with(&[bit_preserving(), more].concat());
+    let node = with(authority.client("pacs"));
+    // Another authority's, and one that speaks no TLS: neither is talked to.
+    let stranger = Authority::new();
+    stranger.sign("pacs", 365);
+    let (foreign, plain) = (with(stranger.client("pacs")), with(Vec::new()));
+    let rules: String = [&foreign, &plain, &node].map(|pacs| rule(pacs, "tls = true")).concat();
+    let table = authority.table(free_port(), &format!("plaintext-ae-titles = [\"CT1\"]\n{rules}"));
+    let appliance = Appliance::with(broker.port, &table);
+    let files = &Phantom::quiet().files;
+    assert!(storescu(appliance.port, files, &[]).0);
+    assert_eq!(data_sets(&node.received(30)), data_sets(files));
+    wait_until("the other ones have failed", || {
+        appliance.log().matches("event=forward_failed").count() >= 2
+            && appliance.log().contains("no association: tls_failed")
+    });
+    assert_eq!((foreign.files().len(), plain.files().len()), (0, 0));
 }

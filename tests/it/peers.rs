@@ -7,6 +7,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use dicom_ul::association::client::{ClientAssociation, ClientAssociationOptions};
+use dicom_ul::pdu::{PDataValue, PDataValueType, Pdu};
+use ichd::receive::dimse;
 use ichd_phantom::{Bleed, SeriesOptions, Side};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -471,6 +474,53 @@ fn dcmtk(program: &str, port: u16, paths: &[PathBuf], more: &[&str]) -> (bool, S
     (output.status.success(), words)
 }
 
+/// A scanner played by hand, for what no other would send: an association for the class and encoding of one file.
+pub struct ByHand {
+    association: ClientAssociation<std::net::TcpStream>,
+    context: u8,
+    header: ichd::dicom::SliceHeader,
+}
+
+impl ByHand {
+    pub fn associate(port: u16, file: &Path) -> Self {
+        let header = ichd::dicom::SliceHeader::read(file).unwrap();
+        let association = ClientAssociationOptions::new()
+            .calling_ae_title("CT1")
+            .called_ae_title("ICHD")
+            .with_presentation_context(header.sop_class.as_str(), vec![header.transfer_syntax.as_str()])
+            .establish(("127.0.0.1", port))
+            .unwrap();
+        let context = association.presentation_contexts()[0].id;
+        ByHand { association, context, header }
+    }
+
+    /// Command set of a C-STORE of the file.
+    pub fn store_request(&self, message_id: u16) -> Vec<u8> {
+        dimse::store_request(&self.header.sop_class, self.header.sop.as_str(), message_id)
+    }
+
+    /// One piece of a command set or data set.
+    pub fn send(&mut self, value_type: PDataValueType, is_last: bool, data: &[u8]) {
+        let value =
+            PDataValue { presentation_context_id: self.context, value_type, is_last, data: data.to_vec() };
+        self.association.send(&Pdu::PData { data: vec![value] }).unwrap();
+    }
+
+    /// Message id and status that come back; then the association is released.
+    pub fn answer(mut self) -> (u16, u16) {
+        let Pdu::PData { data } = self.association.receive().unwrap() else { panic!("no response") };
+        let (message_id, status) = dimse::response_status(&data[0].data).unwrap();
+        self.association.release().unwrap();
+        (message_id, status.0)
+    }
+}
+
+/// What follows the file meta in a Part 10 file.
+pub fn data_set(file: &[u8]) -> &[u8] {
+    let group_length = u32::from_le_bytes(file[140..144].try_into().unwrap()) as usize;
+    &file[144 + group_length..]
+}
+
 /// The phantom series that the tests send, made once: files in slice order.
 pub struct Phantom {
     pub files: Vec<PathBuf>,
@@ -478,7 +528,8 @@ pub struct Phantom {
 }
 
 impl Phantom {
-    fn make(seed: u64, bleed: Bleed) -> Self {
+    /// Of another seed it is another study of another head.
+    pub fn make(seed: u64, bleed: Bleed) -> Self {
         let mut options = SeriesOptions::default();
         options.scan.matrix = 256;
         options.scan.slices = 30;

@@ -1,11 +1,11 @@
 //! Bad input: each gets its own clear answer and disturbs nothing else.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Command, Output};
 
-use ichd::receive::dimse::{response_status, store_request};
+use dicom_ul::pdu::PDataValueType;
 
-use crate::peers::{Appliance, Mosquitto, Phantom, alone, key, model, storescu};
+use crate::peers::{Appliance, ByHand, Mosquitto, Phantom, alone, data_set, key, model, storescu};
 
 fn ichd(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ichd")).args(args).env_remove("STATE_DIRECTORY").output().unwrap()
@@ -66,37 +66,23 @@ fn a_lying_data_set_is_refused_with_c000_and_the_association_lives() {
     assert!(storescu(appliance.port, &[Phantom::quiet().files[0].clone()], &[]).0);
 }
 
-/// C-STORE of a file's data set as it is, over `dicom-ul`; the status that comes back.
-fn raw_store(port: u16, file: &PathBuf) -> u16 {
-    use dicom_ul::association::client::ClientAssociationOptions;
-    use dicom_ul::pdu::{PDataValue, PDataValueType, Pdu};
+/// C-STORE of a file's data set as it is; the status that comes back.
+fn raw_store(port: u16, file: &Path) -> u16 {
     let bytes = std::fs::read(file).unwrap();
-    let group_length = u32::from_le_bytes(bytes[140..144].try_into().unwrap()) as usize;
-    let data_set = &bytes[144 + group_length..];
-    let header = ichd::dicom::SliceHeader::read(&Phantom::quiet().files[0]).unwrap();
-    let mut association = ClientAssociationOptions::new()
-        .calling_ae_title("CT1")
-        .called_ae_title("ICHD")
-        .with_presentation_context(header.sop_class.as_str(), vec![header.transfer_syntax.as_str()])
-        .establish(("127.0.0.1", port))
-        .unwrap();
-    let id = association.presentation_contexts()[0].id;
-    let command = store_request(&header.sop_class, header.sop.as_str(), 77);
+    let mut scanner = ByHand::associate(port, &Phantom::quiet().files[0]);
+    let command = scanner.store_request(77);
     // The command set is split over two PDVs, as the standard allows.
     let (first, second) = command.split_at(command.len() / 2);
-    let pdv = |value_type, is_last, data: &[u8]| Pdu::PData {
-        data: vec![PDataValue { presentation_context_id: id, value_type, is_last, data: data.to_vec() }],
-    };
-    association.send(&pdv(PDataValueType::Command, false, first)).unwrap();
-    association.send(&pdv(PDataValueType::Command, true, second)).unwrap();
-    for (i, chunk) in data_set.chunks(10_000).enumerate() {
-        association.send(&pdv(PDataValueType::Data, (i + 1) * 10_000 >= data_set.len(), chunk)).unwrap();
+    scanner.send(PDataValueType::Command, false, first);
+    scanner.send(PDataValueType::Command, true, second);
+    let chunks = data_set(&bytes).chunks(10_000);
+    let n = chunks.len();
+    for (i, chunk) in chunks.enumerate() {
+        scanner.send(PDataValueType::Data, i + 1 == n, chunk);
     }
-    let Pdu::PData { data } = association.receive().unwrap() else { panic!("no response") };
-    let (message_id, status) = response_status(&data[0].data).unwrap();
+    let (message_id, status) = scanner.answer();
     assert_eq!(message_id, 77);
-    association.release().unwrap();
-    status.0
+    status
 }
 
 #[test]

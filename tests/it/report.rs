@@ -7,7 +7,9 @@ use std::process::{Child, Command, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::peers::{Appliance, Mosquitto, Phantom, alone, free_port, repository, storescu, wait_until};
+use crate::peers::{
+    Appliance, Listener, Mosquitto, Phantom, alone, dcmsend, free_port, repository, storescu, wait_until,
+};
 use crate::tls::Authority;
 
 /// DCMTK's `storescp` into a folder.
@@ -283,6 +285,45 @@ fn results_go_over_mutual_tls_where_that_is_asked_for() {
     pacs.received(4);
     wait_until("the other one has failed", || appliance.log().contains("no association: tls_failed"));
     assert!(foreign.files().is_empty());
+}
+
+#[test]
+fn a_series_that_was_compressed_with_loss_says_so_in_verdict_alert_and_every_result() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let listener = Listener::on(&broker);
+    let pacs = Pacs::start();
+    let appliance = reporting(&broker, &pacs.destination());
+    let dir = tempfile::tempdir().unwrap();
+    for file in &Phantom::bleed().files {
+        let out = dir.path().join(file.file_name().unwrap());
+        // JPEG-LS near-lossless: at most two units from the truth.
+        let made = Command::new("dcmcjpls").args(["+en", "+md", "2"]).arg(file).arg(&out).status();
+        assert!(made.expect("dcmtk is needed").success());
+    }
+    let (ok, said) = dcmsend(appliance.port, &[dir.path().to_owned()]);
+    assert!(ok, "{said}");
+    let is_flagged = |flags: &Value| flags.as_array().is_some_and(|f| f.contains(&"lossy".into()));
+    loop {
+        let alert = listener.next("ichd.alert/1");
+        assert!(is_flagged(&alert["quality"]["flags"]), "{alert}");
+        if alert["stage"] == "final" {
+            break;
+        }
+    }
+    let row = appliance.dispositions(1).remove(0);
+    let verdict: Value = serde_json::from_str(row["verdict"].as_str().unwrap()).unwrap();
+    assert_eq!(verdict["disposition"], "suspected", "{verdict}");
+    assert!(is_flagged(&verdict["flags"]), "{verdict}");
+    let files = pacs.received(4);
+    verify(&files);
+    let modality = |file: &PathBuf| ichd::dicom::SliceHeader::read(file).unwrap().modality;
+    for file in files.iter().filter(|f| ["SC", "OT", "SEG"].contains(&modality(f).as_str())) {
+        assert!(ichd::dicom::SliceHeader::read(file).unwrap().lossy, "{}", file.display());
+    }
+    let report = files.iter().find(|f| modality(f) == "SR").unwrap();
+    let printed = Command::new("dsrdump").arg("+Pl").arg(report).output().expect("dcmtk is needed");
+    assert!(String::from_utf8_lossy(&printed.stdout).contains("lossy"));
 }
 
 #[test]

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use dicom_ul::pdu::PDataValueType;
 use ichd_phantom::{Bleed, Instance, SeriesOptions, Side};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::peers::{Appliance, Mosquitto, alone, dcmsend, python, storescu, wait_until};
+use crate::peers::{Appliance, ByHand, Mosquitto, alone, data_set, dcmsend, python, storescu, wait_until};
 use crate::report::Orthanc;
 
 const SLICES: usize = 24;
@@ -173,8 +174,7 @@ fn a_sender_that_dies_in_the_middle_of_a_slice_leaves_nothing_half() {
     let broker = Mosquitto::start();
     let appliance = Appliance::alerts_to(&broker);
     let study = Study::new(5_100);
-    let bytes = std::fs::read(&study.soft[0]).unwrap();
-    half_a_slice(appliance.port, &study.soft[0], &bytes);
+    half_a_slice(appliance.port, &study.soft[0]);
     wait_until("the half slice is gone", || {
         appliance.arriving() == 0 && appliance.log().contains("connection_lost")
     });
@@ -183,24 +183,13 @@ fn a_sender_that_dies_in_the_middle_of_a_slice_leaves_nothing_half() {
     scores(&study.read(&appliance));
 }
 
-fn half_a_slice(port: u16, file: &Path, bytes: &[u8]) {
-    use dicom_ul::association::client::ClientAssociationOptions;
-    use dicom_ul::pdu::{PDataValue, PDataValueType, Pdu};
-    let header = ichd::dicom::SliceHeader::read(file).unwrap();
-    let mut association = ClientAssociationOptions::new()
-        .calling_ae_title("CT1")
-        .called_ae_title("ICHD")
-        .with_presentation_context(header.sop_class.as_str(), vec![header.transfer_syntax.as_str()])
-        .establish(("127.0.0.1", port))
-        .unwrap();
-    let id = association.presentation_contexts()[0].id;
-    let pdv = |value_type, is_last, data: &[u8]| Pdu::PData {
-        data: vec![PDataValue { presentation_context_id: id, value_type, is_last, data: data.to_vec() }],
-    };
-    let command = ichd::receive::dimse::store_request(&header.sop_class, header.sop.as_str(), 1);
-    association.send(&pdv(PDataValueType::Command, true, &command)).unwrap();
-    let meta_bytes = 144 + u32::from_le_bytes(bytes[140..144].try_into().unwrap()) as usize;
-    for chunk in bytes[meta_bytes..bytes.len() / 2].chunks(16_000) {
-        association.send(&pdv(PDataValueType::Data, false, chunk)).unwrap();
+fn half_a_slice(port: u16, file: &Path) {
+    let bytes = std::fs::read(file).unwrap();
+    let mut scanner = ByHand::associate(port, file);
+    let command = scanner.store_request(1);
+    scanner.send(PDataValueType::Command, true, &command);
+    let data_set = data_set(&bytes);
+    for chunk in data_set[..data_set.len() / 2].chunks(16_000) {
+        scanner.send(PDataValueType::Data, false, chunk);
     }
 }

@@ -148,6 +148,87 @@ fn a_series_over_mutual_tls_is_read_and_plaintext_is_for_the_named_only() {
     assert!(ok, "{said}");
 }
 
+/// Every cipher that openssl knows, however bad.
+const ANY_CIPHER: &str = "ALL:COMPLEMENTOFALL:@SECLEVEL=0";
+
+/// Version and cipher that openssl agrees upon as a client, if it does.
+fn handshake(authority: &Authority, port: u16, options: &[&str]) -> Option<String> {
+    let output = Command::new("openssl")
+        .args([
+            "s_client",
+            "-brief",
+            "-connect",
+            &format!("127.0.0.1:{port}"),
+            "-CAfile",
+            &authority.text("ca.crt"),
+        ])
+        .args(["-cert", &authority.text("ct1.crt"), "-key", &authority.text("ct1.key")])
+        .args(options)
+        .stdin(std::process::Stdio::null())
+        .output()
+        .expect("openssl is needed (tests/run installs it)");
+    let words = String::from_utf8_lossy(&output.stderr);
+    let said = |what: &str| words.lines().find_map(|l| l.strip_prefix(what)).map(str::trim);
+    Some(format!("{} {}", said("Protocol version:")?, said("Ciphersuite:")?))
+}
+
+/// BCP 195 (RFC 9325): nothing before TLS 1.2, and there only ECDHE with AEAD.
+#[test]
+fn no_handshake_succeeds_that_bcp_195_does_not_recommend() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let authority = Authority::new();
+    authority.sign("dicom", 365);
+    authority.sign("ct1", 365);
+    let (port, lax_port) = (free_port(), free_port());
+    let _appliance = Appliance::with(broker.port, &authority.table(port, ""));
+    // What this openssl is able to speak at all is seen at a server that takes everything.
+    let mut lax = Command::new("openssl")
+        .args(["s_server", "-quiet", "-accept", &format!("127.0.0.1:{lax_port}"), "-cipher", ANY_CIPHER])
+        .args(["-cert", &authority.text("dicom.crt"), "-key", &authority.text("dicom.key")])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_until("the lax server listens", || std::net::TcpStream::connect(("127.0.0.1", lax_port)).is_ok());
+    let list = Command::new("openssl").args(["ciphers", "-s", "-tls1_2", ANY_CIPHER]).output().unwrap();
+    let old: Vec<String> =
+        String::from_utf8(list.stdout).unwrap().trim().split(':').map(str::to_owned).collect();
+    let new = ["AES_128_GCM_SHA256", "AES_256_GCM_SHA384", "CHACHA20_POLY1305_SHA256", "AES_128_CCM_SHA256"];
+    let all = |port: u16| {
+        let of_version = |version| handshake(&authority, port, &[version, "-cipher", ANY_CIPHER]);
+        let one = |cipher: &String| {
+            handshake(&authority, port, &["-tls1_2", "-cipher", &format!("{cipher}:@SECLEVEL=0")])
+        };
+        let suite = |suite: &&str| {
+            handshake(&authority, port, &["-tls1_3", "-ciphersuites", &format!("TLS_{suite}")])
+        };
+        let mut agreed: Vec<String> = ["-tls1", "-tls1_1"].into_iter().filter_map(of_version).collect();
+        agreed.extend(old.iter().filter_map(one));
+        agreed.extend(new.iter().filter_map(suite));
+        agreed.sort();
+        agreed
+    };
+    let (ours, everything) = (all(port), all(lax_port));
+    let _ = lax.kill();
+    let _ = lax.wait();
+    assert_eq!(
+        ours,
+        [
+            "TLSv1.2 ECDHE-RSA-AES128-GCM-SHA256",
+            "TLSv1.2 ECDHE-RSA-AES256-GCM-SHA384",
+            "TLSv1.2 ECDHE-RSA-CHACHA20-POLY1305",
+            "TLSv1.3 TLS_AES_128_GCM_SHA256",
+            "TLSv1.3 TLS_AES_256_GCM_SHA384",
+            "TLSv1.3 TLS_CHACHA20_POLY1305_SHA256",
+        ]
+    );
+    for bad in ["TLSv1 ", "TLSv1.1 ", "TLSv1.2 AES128-SHA", "TLSv1.2 ECDHE-RSA-AES128-SHA"] {
+        assert!(everything.iter().any(|a| a.starts_with(bad)), "{bad} was never spoken: {everything:?}");
+    }
+}
+
 #[test]
 fn a_certificate_opens_the_door_for_its_own_titles_and_not_once_it_is_revoked() {
     let _alone = alone();

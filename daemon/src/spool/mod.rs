@@ -27,8 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::fcntl::{Flock, FlockArg};
-use sha2::{Digest, Sha256};
-use sink::{CHUNK_BYTES, Chunk, Sink};
+use sink::{CHUNK_BYTES, Chunk, Hasher, Sink};
 
 use crate::dicom::{HeaderError, SeriesUid, SliceHeader, SopInstanceUid, StudyUid, dataset};
 
@@ -183,6 +182,7 @@ pub struct Spool {
     names: Mutex<Vec<PathBuf>>,
     /// Memory that nobody writes from at the moment: fresh memory costs as much as filling it.
     chunks: Mutex<Vec<Chunk>>,
+    hasher: Arc<Hasher>,
     /// Held while a name is looked up and taken, so that of two associations with one UID exactly one is first.
     places: Mutex<Places>,
     _lock: Flock<File>,
@@ -212,6 +212,7 @@ impl Spool {
             next,
             names: Mutex::default(),
             chunks: Mutex::default(),
+            hasher: Arc::default(),
             places: Mutex::default(),
             _lock: lock,
         };
@@ -274,9 +275,10 @@ impl Spool {
         }
         let path = self.name().map_err(StoreError::Io)?;
         let chunk = self.chunks.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut sink = Sink::open(&path, chunk.unwrap_or_else(Chunk::new)).map_err(StoreError::Io)?;
-        sink.write(&file_meta(&meta)).map_err(StoreError::Io)?;
-        Ok(Incoming { spool: self.clone(), meta, path, sink, hash: Sha256::new(), n_bytes: 0, moved: false })
+        let chunk = chunk.unwrap_or_else(Chunk::new);
+        let sink =
+            Sink::open(&path, &file_meta(&meta), chunk, self.hasher.clone()).map_err(StoreError::Io)?;
+        Ok(Incoming { spool: self.clone(), meta, path, sink, n_bytes: 0, moved: false })
     }
 
     /// A durable name in `incoming/`, of an empty file.
@@ -505,7 +507,6 @@ pub struct Incoming {
     meta: FileMeta,
     path: PathBuf,
     sink: Sink,
-    hash: Sha256,
     n_bytes: u64,
     moved: bool,
 }
@@ -524,13 +525,11 @@ impl Incoming {
         if before / chunk != self.n_bytes / chunk && !self.spool.has_room() {
             return Err(StoreError::DiskLow);
         }
-        self.hash.update(bytes);
         self.sink.write(bytes).map_err(StoreError::Io)
     }
 
     /// Checks, syncs, renames. Only after this may anybody be thanked.
     pub fn commit(mut self) -> Result<Stored, StoreError> {
-        let sha256: [u8; 32] = std::mem::take(&mut self.hash).finalize().into();
         // Checked first: what a crash leaves synced has passed.
         let header = match self.sink.whole() {
             Some(file) => SliceHeader::parse(file),
@@ -549,8 +548,7 @@ impl Incoming {
         if self.meta.is_image && !header.has_pixels {
             return Err(StoreError::Header(HeaderError::Missing { attribute: "PixelData" }));
         }
-        let note = note(self.sink.len(), &sha256);
-        self.sink.overwrite_start(&note).and_then(|()| self.sink.sync()).map_err(StoreError::Io)?;
+        let sha256 = self.sink.finish(note).map_err(StoreError::Io)?;
         let (placed, path) = self.spool.settle(&self.path, &header, self.meta.is_image, &sha256)?;
         self.moved = !matches!(placed, Placed::Same);
         Ok(match placed {
