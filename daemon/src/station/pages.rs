@@ -161,6 +161,10 @@ fn policy(broker_url: &str) -> String {
          manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; connect-src 'self'"
             .to_owned();
     let _ = write!(policy, " {broker_url}");
+    // Where the page lets the browser choose a certificate before it opens the websocket.
+    if let Some(broker) = broker_url.strip_prefix("wss") {
+        let _ = write!(policy, " https{broker}");
+    }
     policy
 }
 
@@ -204,7 +208,7 @@ mod tests {
             assert_eq!(response.status, status, "{method} {path}");
             let policy = header(&response, "content-security-policy").unwrap();
             assert!(policy.starts_with("default-src 'none'; script-src 'self';"), "{policy}");
-            assert!(policy.ends_with("connect-src 'self' wss://box:8884"), "{policy}");
+            assert!(policy.ends_with("connect-src 'self' wss://box:8884 https://box:8884"), "{policy}");
             assert!(!policy.contains("unsafe"), "{policy}");
             assert_eq!(header(&response, "x-content-type-options"), Some("nosniff"));
             assert!(header(&response, "strict-transport-security").is_some());

@@ -7,6 +7,8 @@ import { after, clear, every } from "./timer.ts";
 
 const KEEP_ALIVE_S = 15;
 const CONNECT_MS = 8_000;
+/** Long enough for a person to choose a certificate. */
+const INTRODUCE_MS = 30_000;
 const BACKOFF_MIN_MS = 500;
 const BACKOFF_MAX_MS = 5_000;
 /** As the daemon's: a will waits for its delay only while the session lives. */
@@ -38,6 +40,8 @@ export class Link {
   #client: MqttClient | undefined;
   #ready = false;
   #stopped = false;
+  /** This browser has reached the broker before, with whatever certificate that took. */
+  #known = false;
   #retry: number | undefined;
   #backoff = BACKOFF_MIN_MS;
   /** Publishes without a PUBACK; a connection that ends answers them with "no". */
@@ -72,6 +76,17 @@ export class Link {
     this.#stopped = true;
     if (this.#retry !== undefined) clear(this.#retry);
     this.#drop();
+  }
+
+  /** A browser that is asked for a certificate while it opens a websocket gives up instead of asking: Chromium shows only
+   * one that was chosen for that host and port before. A plain request lets it, or a person, choose. */
+  async #again(): Promise<void> {
+    if (!this.#known && this.#options.url.startsWith("wss:")) {
+      const plain = `https${this.#options.url.slice("wss".length)}`;
+      const signal = AbortSignal.timeout(INTRODUCE_MS);
+      await fetch(plain, { mode: "no-cors", credentials: "include", cache: "no-store", signal }).catch(() => undefined);
+    }
+    if (!this.#stopped) this.#connect();
   }
 
   #connect(): void {
@@ -126,6 +141,7 @@ export class Link {
     if (client !== this.#client || this.#stopped || !client.connected) return;
     if (denied.length > 0) return this.#ended(client, `may not read ${denied.join(", ")}`, "denied");
     this.#ready = true;
+    this.#known = true;
     this.#backoff = BACKOFF_MIN_MS;
     this.#options.onState("connected");
   }
@@ -140,7 +156,7 @@ export class Link {
     const wait_ms = final === "denied" ? BACKOFF_MAX_MS : this.#backoff;
     this.#backoff = Math.min(BACKOFF_MAX_MS, this.#backoff * 2);
     // A ward of stations must not return to a broker in step.
-    this.#retry = after(wait_ms + Math.random() * 500, () => this.#connect());
+    this.#retry = after(wait_ms + Math.random() * 500, () => void this.#again());
   }
 
   #drop(): void {

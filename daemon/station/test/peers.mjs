@@ -12,7 +12,7 @@ import { chromium } from "playwright-core";
 
 export const repository = resolve(import.meta.dirname, "../../..");
 const target = process.env.CARGO_TARGET_DIR ?? join(repository, "target");
-const program = (name) => join(target, "debug", name);
+export const program = (name) => join(target, "debug", name);
 export const shots = join(target, "station");
 mkdirSync(shots, { recursive: true });
 
@@ -185,8 +185,8 @@ export function alert(more = {}) {
 
 /** The real daemon, on the phantom's scanner and a page of its own. */
 export class Daemon {
-  /** `page`: the broker that the page is told; the daemon's own unless a test wants the wire for itself. */
-  static async start(broker, { page = broker, tls, station = "", key } = {}) {
+  /** `page`: the broker that the page is told; the daemon's own unless a test wants the wire for itself. `dropIns`: by name. */
+  static async start(broker, { page = broker, tls, station = "", key, dropIns = {} } = {}) {
     const daemon = new Daemon();
     Object.assign(daemon, folder());
     const certificate = tls ? `[station.tls]\ncertificate = "${tls("box.crt")}"\nkey = "${tls("box.key")}"\n` : "";
@@ -203,6 +203,8 @@ export class Daemon {
       privacy = `[privacy]\nlevel = "image"\nkeys = "${file}"\n`;
     }
     writeFileSync(join(daemon.dir, "ichd.toml"), config + privacy);
+    mkdirSync(join(daemon.dir, "ichd.toml.d"));
+    for (const [name, text] of Object.entries(dropIns)) writeFileSync(join(daemon.dir, "ichd.toml.d", name), text);
     daemon.child = spawn(program("ichd"), ["run", "--config", join(daemon.dir, "ichd.toml")], {
       stdio: ["ignore", "pipe", process.env.ICHD_TEST_LOG ? "inherit" : "ignore"],
       env: { ...process.env, STATE_DIRECTORY: undefined },
@@ -237,18 +239,30 @@ export class Daemon {
   }
 }
 
-/** One real headless Chromium for all tests. */
-export async function browser() {
+/** One real headless Chromium for all tests; `home`: of a person whose certificates it has, shown without asking. */
+export async function browser(home) {
   const path = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find(existsSync);
   if (!path) throw new Error("chromium is needed (tests/run installs it)");
-  return chromium.launch({ executablePath: path, args: ["--no-sandbox", "--disable-dev-shm-usage"] });
+  const launch = { executablePath: path, args: ["--no-sandbox", "--disable-dev-shm-usage"] };
+  if (home) {
+    // Who manages the tablet says which certificate it shows where; here in a mount namespace of this browser's own.
+    const policies = join(home, "etc/policies/managed");
+    mkdirSync(policies, { recursive: true });
+    const choose = JSON.stringify({ pattern: "https://localhost", filter: { ISSUER: { CN: "ichd site north" } } });
+    writeFileSync(join(policies, "site.json"), JSON.stringify({ AutoSelectCertificateForUrls: [choose] }));
+    launch.executablePath = join(home, "chromium");
+    const inside = `mount --bind ${home}/etc /etc/chromium && exec ${path} "$@"`;
+    writeFileSync(launch.executablePath, `#!/bin/sh\nexec unshare --map-root-user --mount sh -c '${inside}' sh "$@"\n`, { mode: 0o755 });
+    launch.env = { ...process.env, HOME: home };
+  }
+  return chromium.launch(launch);
 }
 
 /** A station: a browser of its own, its setup form filled in as a person would. */
 export async function station(browser, url, settings = {}) {
-  const { name = "ward-3", ward = "Stroke ward 3", role = "nurse", user = "Li Na", language, key, size } = settings;
+  const { name = "ward-3", ward = "Stroke ward 3", role = "nurse", user = "Li Na", language, key, size, strict = false } = settings;
   const context = await browser.newContext({
-    viewport: size ?? { width: 1280, height: 800 }, locale: "en-GB", ignoreHTTPSErrors: true,
+    viewport: size ?? { width: 1280, height: 800 }, locale: "en-GB", ignoreHTTPSErrors: !strict,
   });
   const page = await context.newPage();
   page.problems = [];
