@@ -31,8 +31,8 @@ pub fn check(args: &Args) -> Result<(), Failure> {
         crate::tls::Server::load(tls.files())
             .map_err(|e| Failure { code: 78, message: format!("receive.tls.{e}") })?;
     }
-    if let Some(tls) = &config.station.tls {
-        crate::tls::Server::load(tls.files())
+    if let Some(files) = config.station.files() {
+        crate::tls::Server::load(files)
             .map_err(|e| Failure { code: 78, message: format!("station.tls.{e}") })?;
     }
     if let Some(atna) = &config.atna {

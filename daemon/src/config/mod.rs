@@ -534,15 +534,16 @@ pub struct StationTls {
     pub key: PathBuf,
 }
 
-impl StationTls {
-    /// The certificate files.
-    pub fn files(&self) -> crate::tls::Files {
-        crate::tls::Files {
-            ca: self.ca.clone(),
-            certificate: self.certificate.clone(),
-            key: self.key.clone(),
+impl Station {
+    /// The certificate files; where anybody may load the page nobody is asked who he is.
+    pub fn files(&self) -> Option<crate::tls::Files> {
+        let tls = self.tls.as_ref()?;
+        Some(crate::tls::Files {
+            ca: tls.ca.clone().filter(|_| !self.allow_anonymous),
+            certificate: tls.certificate.clone(),
+            key: tls.key.clone(),
             crl: None,
-        }
+        })
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::pages::{Body, Pages};
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::health::Pulse;
 use crate::tls::{self, TlsError};
 
@@ -61,7 +61,7 @@ pub struct Page {
 /// Loads certificates and binds; `None` where the configuration wants no page.
 pub async fn bind(config: &Config) -> Result<Option<Page>, StationError> {
     let Some(address) = config.station.listen else { return Ok(None) };
-    let files = config.station.tls.as_ref().map(config::StationTls::files);
+    let files = config.station.files();
     let tls = files.map(tls::Server::load).transpose().map_err(StationError::Tls)?;
     let bind = |source| StationError::Bind { address, source };
     let listener = TcpListener::bind(address).await.map_err(bind)?;

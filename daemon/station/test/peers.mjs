@@ -260,7 +260,7 @@ export async function browser(home) {
 
 /** A station: a browser of its own, its setup form filled in as a person would. */
 export async function station(browser, url, settings = {}) {
-  const { name = "ward-3", ward = "Stroke ward 3", role = "nurse", user = "Li Na", language, key, size, strict = false } = settings;
+  const { name = "ward-3", ward = "Stroke ward 3", role = "nurse", user = "Li Na", language, key, password, size, strict = false } = settings;
   const context = await browser.newContext({
     viewport: size ?? { width: 1280, height: 800 }, locale: "en-GB", ignoreHTTPSErrors: !strict,
   });
@@ -273,10 +273,9 @@ export async function station(browser, url, settings = {}) {
   await page.locator("[name=station]").fill(name);
   await page.locator("[name=role]").selectOption(role);
   await page.locator("[name=ward]").fill(ward);
-  if (key) {
-    await page.locator("summary").click();
-    await page.locator("[name=key]").fill(key);
-  }
+  if (key || password) await page.locator("summary").click();
+  if (key) await page.locator("[name=key]").fill(key);
+  if (password) await page.locator("[name=password]").fill(password);
   await page.locator("form button[type=submit]").click();
   if (user) await startShift(page, user);
   return page;
