@@ -56,6 +56,7 @@ enum Peer {
     Storescp,
     StorescpFork,
     StorescpSynced,
+    StorescpForkSynced,
     Orthanc,
     Pynetdicom,
 }
@@ -67,6 +68,7 @@ impl Peer {
             Peer::Storescp => "storescp",
             Peer::StorescpFork => "storescp --fork",
             Peer::StorescpSynced => "storescp, synced",
+            Peer::StorescpForkSynced => "--fork, synced",
             Peer::Orthanc => "Orthanc",
             Peer::Pynetdicom => "pynetdicom",
         }
@@ -81,11 +83,12 @@ impl Peer {
                 command.arg("--receiver").arg(dir).stdout(Stdio::piped());
                 command
             }
-            Peer::Storescp | Peer::StorescpFork | Peer::StorescpSynced => {
+            Peer::Storescp | Peer::StorescpFork | Peer::StorescpSynced | Peer::StorescpForkSynced => {
                 let mut command = Command::new("storescp");
-                command.args((self == Peer::StorescpFork).then_some("--fork"));
+                let forks = matches!(self, Peer::StorescpFork | Peer::StorescpForkSynced);
+                command.args(forks.then_some("--fork"));
                 command.arg("-od").arg(dir).arg(port.to_string());
-                if self == Peer::StorescpSynced {
+                if matches!(self, Peer::StorescpSynced | Peer::StorescpForkSynced) {
                     command.env("LD_PRELOAD", sync_on_close(dir)?);
                 }
                 command
@@ -172,9 +175,16 @@ struct How {
     nagle: bool,
 }
 
-/// One sending: seconds, and the receiver's peak RSS, MB.
-fn send(args: &Args, peer: Peer, how: How, files: &[PathBuf], n_bytes: u64) -> Result<(f64, f64), String> {
-    let dir = folder(args)?;
+/// One sending: seconds, and the receiver's peak RSS, MB. What was received is left in `dir`: what is removed costs the
+/// next one's syncs, which wait for the disk to be told (`discard`), and its new files (ext4 passes over young graves).
+fn send(
+    args: &Args,
+    peer: Peer,
+    how: How,
+    files: &[PathBuf],
+    n_bytes: u64,
+    dir: &TempDir,
+) -> Result<(f64, f64), String> {
     let receiver = peer.start(args, dir.path(), how.nagle)?;
     // What an earlier round left to be written is not this one's.
     let _ = Command::new("sync").status();
@@ -264,9 +274,10 @@ pub fn receive(args: &Args) -> Result<(), String> {
         How { associations: 1, .. } => {
             vec![Peer::Ours, Peer::Storescp, Peer::StorescpSynced, Peer::Orthanc, Peer::Pynetdicom]
         }
-        _ => vec![Peer::Ours, Peer::StorescpFork, Peer::Orthanc, Peer::Pynetdicom],
+        _ => vec![Peer::Ours, Peer::StorescpFork, Peer::StorescpForkSynced, Peer::Orthanc, Peer::Pynetdicom],
     };
     let mut peak_mb: f64 = 0.0;
+    let mut kept = Vec::new();
     for (title, how, rounds, goals) in [
         ("one association", one, args.rounds, [(Peer::Storescp, 0.9), (Peer::Orthanc, 5.0)].as_slice()),
         ("four associations", four, args.rounds, &[(Peer::StorescpFork, 0.9)]),
@@ -277,7 +288,9 @@ pub fn receive(args: &Args) -> Result<(), String> {
         let mut seconds = vec![Vec::new(); peers.len()];
         for _ in 0..rounds {
             for (peer, seconds) in peers.iter().zip(&mut seconds) {
-                let (s, mb) = send(args, *peer, how, &files, n_bytes)?;
+                let dir = self::folder(args)?;
+                let (s, mb) = send(args, *peer, how, &files, n_bytes, &dir)?;
+                kept.push(dir);
                 seconds.push(s);
                 if *peer == Peer::Ours {
                     peak_mb = peak_mb.max(mb);
