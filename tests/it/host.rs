@@ -27,14 +27,16 @@ fn the_sandbox_of_daemon_and_broker_is_tight() {
     let drop_ins = root.path().join("etc/systemd/system/mosquitto.service.d");
     std::fs::create_dir_all(&units).unwrap();
     std::fs::create_dir_all(&drop_ins).unwrap();
-    for unit in ["ichd.service", "ichd.socket"] {
-        std::fs::copy(repository().join("daemon").join(unit), units.join(unit)).unwrap();
+    for unit in ["daemon/ichd.service", "daemon/ichd.socket", "tools/gateway/ichd-gateway.service"] {
+        let name = Path::new(unit).file_name().unwrap();
+        std::fs::copy(repository().join(unit), units.join(name)).unwrap();
     }
     std::fs::copy("/lib/systemd/system/mosquitto.service", units.join("mosquitto.service"))
         .expect("mosquitto's unit");
     std::fs::copy(repository().join(MOSQUITTO_DROP_IN), drop_ins.join("10-ichd.conf")).unwrap();
     exposure_is_at_most_15(root.path(), "ichd.service");
     exposure_is_at_most_15(root.path(), "mosquitto.service");
+    exposure_is_at_most_15(root.path(), "ichd-gateway.service");
 }
 
 /// In a network of its own: the box at .1, a listed scanner at .2, a stranger at .3 and a listed station at .4 of the
