@@ -8,7 +8,7 @@ import { after, clear, every } from "./timer.ts";
 const KEEP_ALIVE_S = 15;
 const CONNECT_MS = 8_000;
 /** Long enough for a person to choose a certificate. */
-const INTRODUCE_MS = 30_000;
+const CHOICE_MS = 30_000;
 const BACKOFF_MIN_MS = 500;
 const BACKOFF_MAX_MS = 5_000;
 /** As the daemon's: a will waits for its delay only while the session lives. */
@@ -79,11 +79,12 @@ export class Link {
   }
 
   /** A browser that is asked for a certificate while it opens a websocket gives up instead of asking: Chromium shows only
-   * one that was chosen for that host and port before. A plain request lets it, or a person, choose. */
+   * one that was chosen for that host and port before. A plain request lets it, or a person, choose. Only where a
+   * websocket has failed: libwebsockets takes 5 s to answer such a request, and none may be open beside it. */
   async #again(): Promise<void> {
     if (!this.#known && this.#options.url.startsWith("wss:")) {
       const plain = `https${this.#options.url.slice("wss".length)}`;
-      const signal = AbortSignal.timeout(INTRODUCE_MS);
+      const signal = AbortSignal.timeout(CHOICE_MS);
       await fetch(plain, { mode: "no-cors", credentials: "include", cache: "no-store", signal }).catch(() => undefined);
     }
     if (!this.#stopped) this.#connect();

@@ -80,7 +80,7 @@ describe("tablets of the site", () => {
       await until("the record names who took it, and where", () => /Li Na/.test(records()) && records().includes(name));
       // Kept by the browser as well: it works on when the box is away.
       assert.ok(await page.evaluate(() => navigator.serviceWorker.ready.then((worker) => worker.active !== null)));
-      // The first websocket is refused for want of a choice; the plain request that makes the choice is no websocket.
+      // The first websocket ends for want of a choice; the plain request that makes it gets no answer from the listener.
       const expected = /^WebSocket connection to|^Failed to load resource: net::ERR_(CONNECTION_CLOSED|EMPTY_RESPONSE)/;
       assert.deepEqual(page.problems.filter((line) => !expected.test(line)), []);
     } finally {
