@@ -304,7 +304,9 @@ class Night:
         _, at_s, copy, stored, alerts = self.copies[n - 1]
         self.machine.power_cut()
         disk, self.machine.disk = self.machine.disk, copy
+        # What happens on the copy is not told of the machine itself.
         open_before, self.open = self.open, set(alerts)
+        stored_before = set(self.scanner.stored)
         try:
             self.machine.on()
             self.ready()
@@ -316,7 +318,7 @@ class Night:
         finally:
             self.machine.power_cut()
             copy.unlink()
-            self.machine.disk, self.open = disk, open_before
+            self.machine.disk, self.open, self.scanner.stored = disk, open_before, stored_before
 
     def switched_on(self):
         self.machine.on()
