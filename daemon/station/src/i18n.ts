@@ -20,14 +20,18 @@ const en = {
   connect_again: "Use this page",
   link_connecting: "Connecting", link_connected: "Linked", link_lost: "No link", link_denied: "Not admitted", link_replaced: "Taken over",
   proof: "Proof of life", proof_ago: "{age} ago", proof_none: "none yet", proof_overdue: "overdue", proof_off: "not scheduled",
-  week: "Right this week", week_right: "{right} of {judged} ({percent} %)", week_none: "nobody has said yet",
-  storm: "{n} alerts in a short time: they sound as one, and all are here. If they are many, look at the box too.",
+  week: "Alerts right, 7 days", week_right: "{right} of {judged} ({percent} %)", week_none: "not said yet",
+  count_waiting: "{n} waiting", count_taken: "{n} in hand",
+  storm: "{n} came in a short time and sound as one; all are here. If they are many, look at the box too.",
   last_study: "Last study", sound: "Sound", sound_ok: "tested", sound_not: "not confirmed", sound_locked: "blocked",
   watching: "Watching",
-  no_alerts: "No open alert",
+  no_alerts: "No open alert", alerts_unknown: "Whether there are alerts is not known",
   no_alerts_note: "This says nothing about any patient. Alerts appear here by themselves.",
   suspected: "Suspected intracranial hemorrhage",
   technical: "Trouble with the box",
+  technical_nobody_listening: "Nobody has received an alert", technical_expired_unacknowledged: "An alert expired and nobody had taken it",
+  technical_proof_failed: "The proof of life failed", technical_model_refused: "The new model was refused, the old one reads on",
+  technical_update_failed: "The update failed, the old program runs on", technical_disk_low: "The disk is nearly full",
   test: "Test",
   provisional: "Provisional: the scan is still arriving",
   final: "Complete series",
@@ -55,10 +59,13 @@ const en = {
   enc_locked: "The patient is encrypted; this station has no key that fits.",
   location: "Location", patient: "Patient", picture: "Key slice, for orientation, not for reading",
   flags: "Input: {flags}",
+  flag_missing_slices: "slices missing", flag_mixed_steps: "uneven steps", flag_overlap: "slices overlap", flag_tilted: "tilted",
+  flag_lossy: "lossy compression", flag_contrast: "contrast", flag_conflicting_duplicate: "conflicting duplicate",
+  flag_repeated_position: "repeated position",
   unconfirmed: "The broker does not hold this alert any more; it may have been closed elsewhere.",
   earlier: "Closed or withdrawn",
   newest_rev: "rev {n}",
-  shift: "Shift", start_shift: "Start shift", end_shift: "End shift", who: "Your name",
+  shift: "Shift", start_shift: "Start shift", try_sound: "Try the sound", end_shift: "End shift", who: "Your name",
   who_note: "Stands on every acknowledgement.",
   start_note: "Plays a test tone. Turn the volume up.",
   heard: "Did you hear the tone?", heard_yes: "Yes, I heard it", heard_no: "No sound", again: "Play it again",
@@ -106,14 +113,18 @@ const zh: Record<Word, string> = {
   connect_again: "使用本页面",
   link_connecting: "正在连接", link_connected: "已连接", link_lost: "未连接", link_denied: "被拒绝", link_replaced: "被占用",
   proof: "上次自检", proof_ago: "{age}前", proof_none: "尚无", proof_overdue: "超时", proof_off: "未设定",
-  week: "本周正确", week_right: "{judged} 例中 {right} 例（{percent} %）", week_none: "尚无人评价",
-  storm: "短时间内有 {n} 条提醒：合并提示音，全部在此。如数量过多，请同时检查设备。",
+  week: "7 天内提醒正确", week_right: "{right}/{judged}（{percent}%）", week_none: "尚无评价",
+  count_waiting: "{n} 条待处理", count_taken: "{n} 条已有人处理",
+  storm: "短时间内出现 {n} 条，合并提示音，全部在此。如数量过多，请同时检查设备。",
   last_study: "上次检查", sound: "声音", sound_ok: "已测试", sound_not: "未确认", sound_locked: "被阻止",
   watching: "值守中",
-  no_alerts: "没有未处理的提醒",
+  no_alerts: "没有未处理的提醒", alerts_unknown: "目前无法得知是否有提醒",
   no_alerts_note: "这不代表任何患者的检查结果。有提醒时会自动显示。",
   suspected: "疑似颅内出血",
   technical: "设备故障",
+  technical_nobody_listening: "提醒无人接收", technical_expired_unacknowledged: "有提醒已过期且无人处理",
+  technical_proof_failed: "自检失败", technical_model_refused: "新模型被拒绝，继续使用原模型",
+  technical_update_failed: "升级失败，继续运行原程序", technical_disk_low: "磁盘空间即将用尽",
   test: "测试",
   provisional: "初步提醒：图像仍在传输",
   final: "完整序列",
@@ -141,10 +152,13 @@ const zh: Record<Word, string> = {
   enc_locked: "患者信息已加密；本站点没有匹配的密钥。",
   location: "位置", patient: "患者", picture: "关键层面，仅供定位，不可用于阅片",
   flags: "输入提示：{flags}",
+  flag_missing_slices: "缺少层面", flag_mixed_steps: "层间距不一致", flag_overlap: "层面重叠", flag_tilted: "扫描倾斜",
+  flag_lossy: "有损压缩", flag_contrast: "增强扫描", flag_conflicting_duplicate: "重复图像内容不一致",
+  flag_repeated_position: "同一位置重复",
   unconfirmed: "消息服务器上已没有此提醒；可能已在别处关闭。",
   earlier: "已关闭或撤回",
   newest_rev: "版本 {n}",
-  shift: "班次", start_shift: "开始值班", end_shift: "结束值班", who: "您的姓名",
+  shift: "班次", start_shift: "开始值班", try_sound: "测试声音", end_shift: "结束值班", who: "您的姓名",
   who_note: "将显示在每次确认上。",
   start_note: "将播放测试音，请调高音量。",
   heard: "听到测试音了吗？", heard_yes: "听到了", heard_no: "没有声音", again: "再播放一次",
@@ -191,6 +205,23 @@ export function t(word: Word, values: Record<string, string | number> = {}): str
 export function word(prefix: string, code: string): string {
   const key = `${prefix}${code}`;
   return key in en ? t(key as Word) : code.replaceAll("_", " ");
+}
+
+/** What the daemon writes as addenda, in English; the English text itself where it is none of these. */
+const ADDENDA: readonly [RegExp, string][] = [
+  [/^the complete series could not be analysed: (.*)$/, "完整序列无法分析：$1"],
+  [/^suspected again after it was withdrawn$/, "撤回后再次疑似"],
+  [/^more urgent than when it was taken$/, "比有人处理时更紧急"],
+  [/^declined by (.*)$/, "无法处理：$1"],
+  [/^more people asked for by (.*)$/, "请求呼叫更多人：$1"],
+  [/^expired: nobody acknowledged it$/, "已过期：无人确认"],
+  [/^resolved: (.*)$/, "已关闭：$1"],
+];
+
+export function addendum(text: string): string {
+  if (current === "en") return text;
+  const known = ADDENDA.find(([english]) => english.test(text));
+  return known ? text.replace(known[0], known[1]) : text;
 }
 
 /** "45 s", "12 min", "3 h 05", "2 d". */

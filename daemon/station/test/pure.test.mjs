@@ -180,3 +180,27 @@ test("the page never says what a notification must not say", async () => {
   const source = readFileSync(join(here, "../src/i18n.ts"), "utf8");
   assert.doesNotMatch(source, /diagnosed|positive|\bnormal\b(?!")/i, "a word that this page may not say");
 });
+
+test("both languages say everything, with the same blanks to fill", async () => {
+  const source = readFileSync(join(here, "../src/i18n.ts"), "utf8");
+  const [en, zh] = [/const en = \{(.*?)\n\}/s, /const zh: Record<Word, string> = \{(.*?)\n\};/s].map((block) => {
+    const entries = source.match(block)[1].matchAll(/(\w+): "((?:[^"\\]|\\.)*)"/g);
+    return new Map([...entries].map(([, key, words]) => [key, words]));
+  });
+  assert.ok(en.size > 150, `${en.size} words`);
+  assert.deepEqual([...zh.keys()].sort(), [...en.keys()].sort());
+  const blanks = (words) => [...words.matchAll(/\{\w+\}/g)].map(String).sort();
+  for (const [key, words] of en) {
+    assert.notEqual(zh.get(key).trim(), "", key);
+    assert.deepEqual(blanks(zh.get(key)), blanks(words), key);
+    if (/[a-z]{4}/i.test(words.replace(/\{\w+\}/g, ""))) assert.match(zh.get(key), /\p{Script=Han}/u, `${key} is not translated`);
+  }
+  // What the daemon can say of itself and of its input has a word in both.
+  const rust = (path) => readFileSync(join(here, "../../src", path), "utf8");
+  const said = [...`${rust("daemon.rs")}${rust("ledger/alerts.rs")}${rust("proof/mod.rs")}${rust("update/prove.rs")}`.matchAll(/(?:raise|set)_technical\((?:tx, )?"(\w+)"/g)];
+  assert.ok(said.length >= 4);
+  for (const [, code] of said) assert.ok(en.has(`technical_${code}`), `no words for technical ${code}`);
+  const [, flags] = rust("../../SPECIFICATION.md").match(/## Quality flags\n(.*?)stand in/s);
+  assert.ok(flags.includes("`tilted`"));
+  for (const [, flag] of flags.matchAll(/`(\w+)`/g)) assert.ok(en.has(`flag_${flag}`), `no words for flag ${flag}`);
+});

@@ -121,6 +121,39 @@ describe("the real chain", () => {
     }
   });
 
+  test("installable, and awake: manifest, icons, service worker, wake lock; timers keep their time in a worker", async () => {
+    const page = await station(chromium, daemon.page, { name: "icu-1" });
+    await until("the service worker is in control", () => page.evaluate(async () => (await navigator.serviceWorker.ready).active?.state === "activated"));
+    const cdp = await page.context().newCDPSession(page);
+    const { errors, data } = await cdp.send("Page.getAppManifest");
+    assert.deepEqual(errors, []);
+    const manifest = JSON.parse(data);
+    assert.deepEqual([manifest.start_url, manifest.display], ["/", "standalone"]);
+    for (const { src, sizes, type } of manifest.icons) {
+      const icon = await page.evaluate(async (src) => {
+        const image = new Image();
+        image.src = src;
+        await image.decode();
+        return [image.naturalWidth, (await fetch(src)).headers.get("content-type")];
+      }, src);
+      assert.deepEqual(icon[1], type);
+      if (sizes !== "any") assert.equal(`${icon[0]}x${icon[0]}`, sizes);
+    }
+    // A browser without a profile installs nothing; Chromium has nothing else to say against it.
+    const { installabilityErrors } = await cdp.send("Page.getInstallabilityErrors");
+    assert.deepEqual(installabilityErrors.map((e) => e.errorId).filter((id) => id !== "in-incognito"), []);
+    await until("the screen stays on", () => page.evaluate(() => window.ichd.station.wakeLock?.released === false));
+    // With the page's own timers frozen, as those of a hidden page nearly are, the tick goes on.
+    await page.evaluate(() => {
+      for (let id = setTimeout(() => undefined); id > 0; id -= 1) [clearTimeout, clearInterval].forEach((clear) => clear(id));
+      window.setTimeout = window.setInterval = () => 0;
+      window.ticks = 0;
+      window.ichd.station.subscribe(() => (window.ticks += 1));
+    });
+    await until("three ticks", () => page.evaluate(() => window.ticks >= 3));
+    await page.context().close();
+  });
+
   test("when the box is gone the page is still there, and says that the AI is not", async () => {
     const page = await station(chromium, daemon.page, { name: "icu-2" });
     await until("the page is kept", () => page.evaluate(async () => (await caches.match("/config.json")) !== undefined));

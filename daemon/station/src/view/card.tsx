@@ -1,6 +1,6 @@
 import { useState } from "preact/hooks";
 
-import { age, t, word } from "../i18n.ts";
+import { addendum, age, t, word } from "../i18n.ts";
 import type { Shown, Station } from "../station.ts";
 import { type Feedback, isWaiting } from "../wire.ts";
 
@@ -28,8 +28,9 @@ export function Card({ station, shown, selected, onSelect }: Props) {
         <span class="finding">{finding(shown)}</span>
       </div>
       <Subject station={station} shown={shown} />
-      <p class="facts">{facts(shown).map((fact) => <span>{fact}</span>)}</p>
-      {alert.state === "withdrawn" && <p class="note">{t("withdrawn_note")}</p>}
+      <p class="facts">{facts(shown, station.config.devices.length).map((fact) => <span>{fact}</span>)}</p>
+      {alert.kind === "technical" && alert.technical?.text && <p class="note">{alert.technical.text}</p>}
+      {alert.state === "withdrawn" ? <p class="note">{t("withdrawn_note")}</p> : <Addendum text={alert.addendum?.at(-1)} />}
       {unconfirmed && <p class="note">{t("unconfirmed")}</p>}
       <Who station={station} shown={shown} />
       {alert.state === "withdrawn" ? (
@@ -52,21 +53,21 @@ export function headline({ alert }: Shown): string {
 }
 
 export function finding({ alert }: Shown): string {
-  if (alert.kind === "technical") return alert.technical?.text ?? (alert.technical?.code ?? "").replaceAll("_", " ");
+  if (alert.kind === "technical") return word("technical_", alert.technical?.code ?? "");
   const { side, subtypes } = alert.finding ?? {};
   const types = (subtypes ?? []).map((type) => word("", type)).join(", ");
   return [side ? word("side_", side) : "", types].filter(Boolean).join(" · ");
 }
 
-function facts({ alert, device }: Shown): string[] {
+function facts({ alert, device }: Shown, devices: number): string[] {
   const { slice_range: range, volume_ml: ml } = alert.finding ?? {};
   const found = [t("priority", { n: alert.priority })];
   if (alert.kind !== "technical") found.push(alert.stage === "provisional" ? t("provisional") : t("final"));
   // People count slices from 1.
   if (range) found.push(t("slices", { a: range[0] + 1, b: range[1] + 1 }));
   if (typeof ml === "number") found.push(t("about_ml", { n: Math.round(ml) }));
-  if (alert.quality?.flags?.length) found.push(t("flags", { flags: alert.quality.flags.join(", ").replaceAll("_", " ") }));
-  return [...found, device];
+  if (alert.quality?.flags?.length) found.push(t("flags", { flags: alert.quality.flags.map((flag) => word("flag_", flag)).join(", ") }));
+  return devices > 1 ? [...found, device] : found;
 }
 
 function Subject({ station, shown }: { station: Station; shown: Shown }) {
@@ -84,6 +85,11 @@ function Subject({ station, shown }: { station: Station; shown: Shown }) {
       </p>
     </>
   );
+}
+
+/** What happened last, as the box wrote it down: one alert with addenda instead of new alarms. */
+function Addendum({ text }: { text: string | undefined }) {
+  return text === undefined ? null : <p class="note">+ {addendum(text)}</p>;
 }
 
 /** Who has it, and what the box will do next. */

@@ -23,7 +23,7 @@ export function StartShift({ station, onDone }: { station: Station; onDone: () =
   return (
     <div class="sheet" role="dialog" aria-modal="true" aria-label={t("start_shift")}>
       <form onSubmit={(e) => void play(e)}>
-        <h1>{t("start_shift")}</h1>
+        <h1>{t(station.shift ? "shift" : "start_shift")}</h1>
         {played ? (
           <>
             <p class="question">{t("heard")}</p>
@@ -45,8 +45,11 @@ export function StartShift({ station, onDone }: { station: Station; onDone: () =
             </label>
             <p class="dim">♪ {t("start_note")}</p>
             <div class="row">
-              <button class="big" type="submit" disabled={!name}>{t("start_shift")}</button>
+              <button class="big" type="submit" disabled={!name}>{t(station.shift ? "try_sound" : "start_shift")}</button>
               <button type="button" class="plain-button" onClick={onDone}>{t("back")}</button>
+              {station.shift && (
+                <button type="button" class="plain-button end" onClick={() => (station.endShift(), onDone())}>✕ {t("end_shift")}</button>
+              )}
             </div>
           </>
         )}

@@ -1,4 +1,4 @@
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 
 import { age, t, word } from "../i18n.ts";
 import { proofAge, proofInterval } from "../liveness.ts";
@@ -20,19 +20,23 @@ interface Props {
 export function Ward({ station, tab, onTab, onSetup, children }: Props) {
   const [starting, setStarting] = useState(false);
   const open = station.open;
-  const waiting = open.some(({ alert, unconfirmed }) => isWaiting(alert) && !unconfirmed);
+  const waiting = open.filter(({ alert, unconfirmed }) => isWaiting(alert) && !unconfirmed);
+  useNew(waiting.map(({ key }) => key), () => {
+    // Whoever looks at figures is brought back to the patients; an engineer sees the count and stays.
+    if (tab === "engineer" && station.settings.role !== "engineer") onTab("ward");
+  });
   useEffect(() => {
-    document.title = `${waiting ? "▲ " : station.troubles.length > 0 ? "✕ " : ""}${t("title")}`;
+    document.title = `${waiting.length > 0 ? "▲ " : station.troubles.length > 0 ? "✕ " : ""}${t("title")}`;
     const frame = requestAnimationFrame(() => station.displayed(starting ? new Set() : onScreen()));
     return () => cancelAnimationFrame(frame);
   });
   return (
     <>
-      <Top station={station} tab={tab} onTab={onTab} onSetup={onSetup} onShift={() => setStarting(true)} />
+      <Top station={station} tab={tab} waiting={waiting.length} onTab={onTab} onSetup={onSetup} onShift={() => setStarting(true)} />
       <Unavailable station={station} />
       <SoundBar station={station} onShift={() => setStarting(true)} />
       {children ?? <Alerts station={station} open={open} onShift={() => setStarting(true)} />}
-      <Vitals station={station} />
+      <Vitals station={station} short={open.length > 0 && !children} />
       {starting && <StartShift station={station} onDone={() => setStarting(false)} />}
     </>
   );
@@ -48,6 +52,16 @@ function onScreen(): Set<string> {
   return new Set(cards.map((card) => card.dataset["alert"] ?? ""));
 }
 const HEAD_PX = 120;
+
+/** Calls `onNew` when a key appears that was not there before. */
+function useNew(keys: string[], onNew: () => void): void {
+  const known = useRef(new Set(keys));
+  useEffect(() => {
+    const isNew = keys.some((key) => !known.current.has(key));
+    known.current = new Set(keys);
+    if (isNew) onNew();
+  }, [keys.join()]);
+}
 
 /** True for a moment after cards have changed places: a finger on its way must not acknowledge another alert. */
 function useMoving(order: string): boolean {
@@ -66,7 +80,7 @@ function useMoving(order: string): boolean {
 }
 const MOVING_MS = 600;
 
-function Top({ station, tab, onTab, onSetup, onShift }: Omit<Props, "children"> & { onShift: () => void }) {
+function Top({ station, tab, waiting, onTab, onSetup, onShift }: Omit<Props, "children"> & { waiting: number; onShift: () => void }) {
   const { settings, config, shift } = station;
   return (
     <header class="top">
@@ -77,18 +91,16 @@ function Top({ station, tab, onTab, onSetup, onShift }: Omit<Props, "children"> 
       <nav>
         {(["ward", "engineer"] as const).map((name) => (
           <button class={tab === name ? "tab on" : "tab"} aria-current={tab === name} onClick={() => onTab(name)}>
+            {name === "ward" && tab !== "ward" && waiting > 0 && <b class="badge">▲ {waiting}</b>}
             {t(name === "ward" ? "tab_station" : "tab_engineer")}
           </button>
         ))}
       </nav>
       {shift ? (
-        <div class="person">
-          <button class="name right" onClick={onShift}>
-            <b>{shift.user}</b>
-            <span>{t("shift")} {clock(new Date(shift.started_at))}</span>
-          </button>
-          <button class="plain-button" onClick={() => station.endShift()}>{t("end_shift")}</button>
-        </div>
+        <button class="person" onClick={onShift}>
+          <b>{shift.user}</b>
+          <span>{t("shift")} {clock(new Date(shift.started_at))}</span>
+        </button>
       ) : (
         <button class="start" onClick={onShift}>{t("start_shift")}</button>
       )}
@@ -160,8 +172,8 @@ function Alerts({ station, open, onShift }: { station: Station; open: Shown[]; o
   });
   const earlier = station.earlier;
   return (
-    <main class={`${open.length > 0 ? "alerts" : "calm"}${moving ? " moving" : ""}`}>
-      {station.storm > 0 && <p class="storm" role="status">⁂ {t("storm", { n: station.storm })}</p>}
+    <main class={`${open.length > 0 ? "alerts" : "calm"}${open.length >= DENSE_FROM ? " dense" : ""}${moving ? " moving" : ""}`}>
+      <Count station={station} open={open} />
       {open.length === 0 && <Calm station={station} onShift={onShift} />}
       {open.map((shown) => (
         <Card key={shown.key} station={station} shown={shown} selected={open.length > 1 && shown.key === selected?.key}
@@ -182,6 +194,25 @@ function Alerts({ station, open, onShift }: { station: Station; open: Shown[]; o
       )}
       {open.length > 0 && <p class="keys">{t("keys")}</p>}
     </main>
+  );
+}
+
+/** With so many cards each is short: who does not scroll must still see most of them. */
+const DENSE_FROM = 3;
+
+/** How many there are, for whoever sees only the first of them. */
+function Count({ station, open }: { station: Station; open: Shown[] }) {
+  const waiting = open.filter(({ alert, unconfirmed }) => isWaiting(alert) && !unconfirmed).length;
+  const taken = open.filter(({ alert, unconfirmed }) => isOpen(alert) && !isWaiting(alert) && !unconfirmed).length;
+  const storm = station.storm;
+  // Two cards can be counted at a glance.
+  if (open.length < DENSE_FROM && waiting < 2) return null;
+  return (
+    <p class="count" role="status">
+      {waiting > 0 && <b class="waits">▲ {t("count_waiting", { n: waiting })}</b>}
+      {taken > 0 && <b class="has">✓ {t("count_taken", { n: taken })}</b>}
+      {storm > 1 && <span>⁂ {t("storm", { n: storm })}</span>}
+    </p>
   );
 }
 
@@ -206,7 +237,7 @@ function Calm({ station, onShift }: { station: Station; onShift: () => void }) {
   return (
     <div class="centre">
       <div class={well ? "ring" : "ring still"}><span>{clock(new Date())}</span></div>
-      <h1>{t("no_alerts")}</h1>
+      <h1>{t(well ? "no_alerts" : "alerts_unknown")}</h1>
       <p class="dim">{t("no_alerts_note")}</p>
       {!station.shift && <button class="big" onClick={onShift}>{t("start_shift")}</button>}
     </div>
@@ -214,7 +245,7 @@ function Calm({ station, onShift }: { station: Station; onShift: () => void }) {
 }
 
 /** Vital signs: each with a sign, a word and a figure. */
-function Vitals({ station }: { station: Station }) {
+function Vitals({ station, short }: { station: Station; short: boolean }) {
   const { link, shift } = station;
   const linkLook = link === "connected" ? "ok" : link === "connecting" ? "dim" : "bad";
   const soundOk = shift?.sound_ok && station.soundRuns;
@@ -222,8 +253,8 @@ function Vitals({ station }: { station: Station }) {
   const test = station.test;
   const fresh = test && station.age(test) < 60 ? `${t("test")} ${test.alert.subject?.ref ?? ""}` : undefined;
   return (
-    <footer class="vitals">
-      <Tile name={station.settings.station} look={linkLook} id="link">{t(`link_${link}`)}</Tile>
+    <footer class={short ? "vitals short" : "vitals"}>
+      <Tile name={t("eng_link")} look={linkLook} id="link">{t(`link_${link}`)}</Tile>
       {station.config.devices.map((device) => (
         <Proof key={device} station={station} device={device} test={fresh} />
       ))}
@@ -254,9 +285,9 @@ function Proof({ station, device, test }: { station: Station; device: string; te
       <Tile name={t("proof")} look={overdue ? "bad" : seconds === undefined ? "dim" : "ok"} id={`proof-${device}`}>
         {text}{overdue ? ` · ${t("proof_overdue")}` : ""}{test ? <em> {test}</em> : null}
       </Tile>
-      <Tile name={t("last_study")} look="dim" id={`study-${device}`}>{studied}</Tile>
+      <Tile name={t("last_study")} extra look="dim" id={`study-${device}`}>{studied}</Tile>
       {/* The site's own positive predictive value, of what people said of its alerts. */}
-      <Tile name={t("week")} look="dim" id={`week-${device}`}>
+      <Tile name={t("week")} extra look="dim" id={`week-${device}`}>
         {judged > 0
           ? t("week_right", { right: week?.right ?? 0, judged, percent: Math.round((100 * (week?.right ?? 0)) / judged) })
           : t("week_none")}
@@ -267,11 +298,12 @@ function Proof({ station, device, test }: { station: Station; device: string; te
 
 const LOOKS = { ok: "●", warn: "◐", bad: "✕", dim: "○" };
 
-function Tile({ name, look, id, children }: {
-  name: string; look: keyof typeof LOOKS; id: string; children?: preact.ComponentChildren;
+/** `extra`: may give way on a small screen to alerts. */
+function Tile({ name, look, id, extra, children }: {
+  name: string; look: keyof typeof LOOKS; id: string; extra?: boolean; children?: preact.ComponentChildren;
 }) {
   return (
-    <div class={`tile ${look}`} data-tile={id} data-look={look}>
+    <div class={`tile ${look}${extra ? " extra" : ""}`} data-tile={id} data-look={look}>
       <small>{name}</small>
       <span><i aria-hidden="true">{LOOKS[look]}</i> {children}</span>
     </div>
