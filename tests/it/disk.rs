@@ -131,16 +131,20 @@ fn a_disk_that_keeps_only_what_was_synced_loses_nothing_acknowledged() {
         assert!(storescu(appliance.port, share, &[]).0);
     }
     let mut alerts: BTreeSet<String> = BTreeSet::new();
-    loop {
+    let study = loop {
         let body = listener.next_of(&["ichd.alert/1", "ichd.study/1"]);
         if body["schema"] == "ichd.alert/1" {
             alerts.insert(body["alert_id"].as_str().unwrap().to_owned());
         } else if body["instances"] == 30 {
-            assert_eq!(body["disposition"], "suspected");
-            break;
+            break body;
         }
+    };
+    assert!(alerts.len() <= 1, "one study, one alarm: {alerts:?}");
+    // In a long test power goes twice while all of it is being read: then it is not read a third time, and says so.
+    match study["reason"].as_str() {
+        Some("crashed") if cuts > 10 => assert_eq!(study["disposition"], "not_analysed"),
+        _ => assert_eq!((&study["disposition"], alerts.len()), (&"suspected".into(), 1), "{study}"),
     }
-    assert_eq!(alerts.len(), 1, "one study, one alarm: {alerts:?}");
 }
 
 /// Power goes while a sender is at it; what it had success for is noted.
