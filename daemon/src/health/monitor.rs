@@ -49,6 +49,8 @@ pub struct Wiring {
 /// How often the ledger and the certificates are asked at least, s; more often than the heartbeat only for the status,
 /// which says what is wrong when it goes wrong.
 const ASK_S: u64 = 5;
+/// And the week's experience: about as often as the heartbeat that carries it.
+const EXPERIENCE: Duration = Duration::from_secs(15);
 
 /// What the ledger and the disk said when they were last asked.
 #[derive(Debug, Default)]
@@ -104,8 +106,8 @@ impl Wiring {
         // Read anew: a renewed certificate ends the warning by itself.
         let certificates = self.certificates.iter().map(PathBuf::as_path);
         asked.expiry = tls::expiry_reason(certificates, clock::wall_ms());
-        // It changes by the hour and costs a walk over a week of alerts.
-        if asked.experience.is_none_or(|(at, _)| now - at > Duration::from_secs(60)) {
+        // It costs a walk over a week of alerts; who has just said something wants to see it counted.
+        if asked.experience.is_none_or(|(at, _)| now - at > EXPERIENCE) {
             asked.experience = self.ledger.experience(7).ok().map(|experience| (now, experience));
         }
         asked.at = Some(now);

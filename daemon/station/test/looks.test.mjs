@@ -98,6 +98,27 @@ describe("looks", () => {
     for (const words of ["缺少层面", "提醒无人接收", "无法处理：Wang Fang, icu-2"]) assert.ok(zh.includes(words), words);
   });
 
+  test("keys alone: choose the second, take it, call the next, say unsure, close what is in hand", async () => {
+    const page = pages.get("wall-en");
+    for (const document of MANY.slice(0, 3)) await raise(document);
+    const [, second, third] = retained;
+    const said = (verb, id) => wire.next(`${verb} by key`, (m) => m.topic.endsWith("sta/wall-en/action/ct-1") && m.body.verb === verb && m.body.alert_id === id);
+    await until("three cards that stand still", async () => (await page.locator(".card").count()) === 3 && (await page.locator(".moving").count()) === 0);
+    await page.keyboard.press("ArrowDown");
+    await until("the second is chosen", async () => (await page.locator(".card.selected").getAttribute("data-alert")) === second);
+    await page.keyboard.press("c");
+    await said("claim", second);
+    await page.keyboard.press("e");
+    await said("escalate", second);
+    await page.keyboard.press("ArrowDown");
+    await until("the third is chosen", async () => (await page.locator(".card.selected").getAttribute("data-alert")) === third);
+    await page.keyboard.press("3");
+    assert.equal((await said("feedback", third)).body.feedback, "unsure");
+    await page.keyboard.press("r");
+    await said("resolve", third);
+    assert.ok(!wire.seen.some((m) => m.body?.verb === "ack"), "no key that nobody pressed");
+  });
+
   test("a storm: all are there, most can be seen from the corridor", async () => {
     for (const document of STORM) await raise(document);
     await all("storm", STORM.length);

@@ -35,8 +35,7 @@ pub struct Http {
     pub token_file: Option<PathBuf>,
 }
 
-/// A target ready to be told.
-#[derive(Debug)]
+/// A target ready to be told. Without `Debug`: it holds a token.
 pub struct Client {
     agent: Agent,
     url: String,

@@ -29,7 +29,7 @@ export function Engineer({ station }: { station: Station }) {
         ]} />
         <div class="row">
           {(["urgent", "alert", "technical", "withdrawn", "unavailable"] as const).map((tone) => (
-            <button class="chip" onClick={() => void station.unlockSound().then(() => sound.play(tone))}>♪ {tone}</button>
+            <button class="chip" onClick={() => void station.unlockSound().then(() => sound.play(tone))}>♪ {word("tone_", tone)}</button>
           ))}
         </div>
       </section>

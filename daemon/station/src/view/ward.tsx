@@ -238,7 +238,7 @@ function Calm({ station, onShift }: { station: Station; onShift: () => void }) {
     <div class="centre">
       <div class={well ? "ring" : "ring still"}><span>{clock(new Date())}</span></div>
       <h1>{t(well ? "no_alerts" : "alerts_unknown")}</h1>
-      <p class="dim">{t("no_alerts_note")}</p>
+      {well && <p class="dim">{t("no_alerts_note")}</p>}
       {!station.shift && <button class="big" onClick={onShift}>{t("start_shift")}</button>}
     </div>
   );
