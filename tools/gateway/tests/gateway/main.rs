@@ -17,7 +17,15 @@ mod receiver;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    // Below the range from which the system gives ports to others: nobody takes it before its server, or while that is down.
+    static NEXT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(0);
+    let begin = 22_000 + (std::process::id() % 100) as u16 * 100;
+    loop {
+        let port = begin + NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % 100;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 struct Process(Child);
