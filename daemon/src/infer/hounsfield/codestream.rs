@@ -2,6 +2,9 @@
 
 use super::DecodeError;
 
+/// RLE Lossless.
+const RLE: &str = "1.2.840.10008.1.2.5";
+
 /// Refuses a codestream whose size is not `rows` by `columns`, or that does not say.
 pub(super) fn check(transfer_syntax: &str, bytes: &[u8], rows: u16, columns: u16) -> Result<(), DecodeError> {
     let wanted = (u32::from(rows), u32::from(columns));
@@ -9,6 +12,7 @@ pub(super) fn check(transfer_syntax: &str, bytes: &[u8], rows: u16, columns: u16
         Some("90" | "91") => jpeg_2000(bytes).map(|size| vec![size]),
         Some(_) => jpeg(bytes),
         // RLE has no size of its own; the library holds the header's against the bytes.
+        None if transfer_syntax == RLE && !is_rle(bytes) => None,
         None => return Ok(()),
     };
     match sizes {
@@ -16,6 +20,11 @@ pub(super) fn check(transfer_syntax: &str, bytes: &[u8], rows: u16, columns: u16
         Some(_) => Err(DecodeError::NotASlice("the codestream has another size than rows by columns")),
         None => Err(DecodeError::NotASlice("the codestream is malformed")),
     }
+}
+
+/// Whether there are as many segments as there may be (PS3.5 G.5): the library makes room for as many as it is told.
+fn is_rle(bytes: &[u8]) -> bool {
+    bytes.first_chunk().is_some_and(|n| (1..=15).contains(&u32::from_le_bytes(*n)))
 }
 
 /// Rows and columns of the SIZ segment (ISO/IEC 15444-1 A.5.1), which comes first.
@@ -95,6 +104,13 @@ mod tests {
         let second = jpeg_of(&[(60_000, 60_000)], &end);
         assert!(!check(&jpeg_of(&[(512, 256)], &second[8..])));
         assert!(!check(&jpeg_of(&[], &end)) && !check(b"no JPEG"));
+    }
+
+    #[test]
+    fn more_segments_than_rle_has_are_refused() {
+        let check = |segments: u32| check(RLE, &segments.to_le_bytes(), 512, 512).is_ok();
+        assert!(check(2) && check(15) && !check(16) && !check(0) && !check(0xdcdc_dcdc));
+        assert!(super::check(RLE, &[], 512, 512).is_err());
     }
 
     #[test]
