@@ -275,7 +275,7 @@ impl Spool {
         }
         let path = self.name().map_err(StoreError::Io)?;
         let chunk = self.chunks.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let chunk = chunk.unwrap_or_else(Chunk::new);
+        let chunk = chunk.unwrap_or_else(Chunk::aligned);
         let sink =
             Sink::open(&path, &file_meta(&meta), chunk, self.hasher.clone()).map_err(StoreError::Io)?;
         Ok(Incoming { spool: self.clone(), meta, path, sink, n_bytes: 0, moved: false })

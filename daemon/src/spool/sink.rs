@@ -32,7 +32,7 @@ pub struct Chunk {
 }
 
 impl Chunk {
-    pub fn new() -> Self {
+    pub fn aligned() -> Self {
         let mut memory: Vec<u8> = Vec::with_capacity(BLOCK_BYTES + CHUNK_BYTES);
         // Where it cannot be said, direct writes are refused and the others are not.
         let start = memory.as_ptr().align_offset(BLOCK_BYTES).min(BLOCK_BYTES);
@@ -210,7 +210,7 @@ mod tests {
 
     /// Memory of which the kernel writes nothing directly: as a file system that refuses.
     fn crooked() -> Chunk {
-        let mut chunk = Chunk::new();
+        let mut chunk = Chunk::aligned();
         chunk.start = if chunk.start == 0 { 1 } else { chunk.start - 1 };
         chunk.memory.resize(chunk.start, 0);
         chunk
@@ -224,7 +224,7 @@ mod tests {
         let (b, c) = (BLOCK_BYTES, CHUNK_BYTES);
         let hasher = Arc::<Hasher>::default();
         for n in [8, b - 1, b, b + 1, 2 * b - 1, 132 * b + 17, c - 1, c, c + 1, 2 * c, 2 * c + b + 5] {
-            for chunk in [Chunk::new(), crooked()] {
+            for chunk in [Chunk::aligned(), crooked()] {
                 let _ = std::fs::remove_file(&path);
                 let mut sink = Sink::open(&path, &data[..8], chunk, hasher.clone()).unwrap();
                 for piece in data[8..n].chunks(100_000) {
@@ -244,11 +244,11 @@ mod tests {
     #[test]
     fn who_finds_the_hasher_busy_gets_the_same_hash() {
         let hasher = Hasher::default();
-        let mut chunk = Chunk::new();
+        let mut chunk = Chunk::aligned();
         chunk.memory.extend(vec![7; 100_000]);
         let chunk = Arc::new(chunk);
         let expected = Sha256::digest(&chunk.bytes()[3..]);
-        let hash = || hasher.beside(&chunk, 3, Sha256::new(), || std::thread::yield_now()).0.finalize();
+        let hash = || hasher.beside(&chunk, 3, Sha256::new(), std::thread::yield_now).0.finalize();
         std::thread::scope(|scope| {
             let all: Vec<_> = (0..8).map(|_| scope.spawn(|| (0..50).all(|_| hash() == expected))).collect();
             assert!(all.into_iter().all(|thread| thread.join().unwrap()));
