@@ -1,5 +1,6 @@
 """The scripts of the machine around the daemon: proof of life, provisioning, the boot loader's environment."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -22,14 +23,15 @@ class HostScripts(unittest.TestCase):
         path.write_text(f"#!/bin/sh\n{text}\n")
         path.chmod(0o755)
 
-    def proves(self, code, trial="B", mounts="/dev/vda4 /data ext4 rw 0 0\n"):
+    def proves(self, code, trial="B", proven="AB", mounts="/dev/vda4 /data ext4 rw 0 0\n"):
         """Exit code of `prove`, and whether the machine is started again."""
         self.program("ichd", f"exit {code}")
         self.program("systemctl", f"echo \"$@\" > {self.folder}/asked")
         (self.folder / "asked").unlink(missing_ok=True)
         (self.folder / "cmdline").write_text("root=PARTLABEL=slot-b rauc.slot=B quiet\n")
         (self.folder / "mounts").write_text(mounts)
-        (self.folder / "slots.json").write_text('{\n  "proven": {"A": "1.0.0 -"},\n  "trial": ' + (f'{{\n    "slot": "{trial}"' + "}" if trial else "null") + "}\n")
+        pages = {"proven": {slot: "1.0.0 -" for slot in proven}, "trial": {"slot": trial, "version": "1.1.0"} if trial else None}
+        (self.folder / "slots.json").write_text(json.dumps(pages, indent=2))
         ended = subprocess.run(["sh", FILES / "prove"], stderr=subprocess.DEVNULL, env={
             "PATH": f"{self.folder}/bin:{os.environ['PATH']}", "ICHD_UPDATE": str(self.folder), "ICHD_PAUSE_S": "0",
             "ICHD_CMDLINE": str(self.folder / "cmdline"), "ICHD_MOUNTS": str(self.folder / "mounts")})
@@ -42,6 +44,12 @@ class HostScripts(unittest.TestCase):
             self.assertEqual(self.proves(code), (code, True))
             self.assertEqual(self.proves(code, trial="A"), (code, False), "the other slot is on trial")
             self.assertEqual(self.proves(code, trial=None), (code, False), "proven before")
+
+    def test_a_slot_that_never_proved_itself_is_not_kept_beside_one_that_did(self):
+        for code in (70, 127):
+            self.assertEqual(self.proves(code, trial=None, proven="A"), (code, True))
+            self.assertEqual(self.proves(code, trial=None, proven="B"), (code, False), "it is the proven one")
+            self.assertEqual(self.proves(code, trial=None, proven=""), (code, False), "there is nowhere to go")
 
     def test_a_box_without_its_data_starts_again(self):
         self.assertEqual(self.proves(78, trial=None, mounts="/dev/vda3 / ext4 ro 0 0\n"), (78, True))

@@ -268,8 +268,9 @@ class Night:
     def moments(self, cuts: int):
         """An update from beginning to end, with series that arrive meanwhile; at random moments the disk is copied while
         the machine stands still. Each copy is what a machine that loses power at that moment keeps: its memory is gone."""
-        self.updates.offer = self.bundles[NEXT]
-        before, boot = self.running(), self.machine.boot_id()
+        self.proven()
+        self.updates.offer, sent = self.bundles[NEXT], self.updates.bytes_sent
+        before = self.running()
         span = self.install_s + 1.5 * self.boot_s
         at = sorted(random.uniform(span * n / cuts, span * (n + 1) / cuts) for n in range(cuts))
         began, self.copies, stop = time.monotonic(), [], threading.Event()
@@ -297,7 +298,9 @@ class Night:
             stop.set()
             scanner.join()
         self.updates.offer = None
-        return f"from {before}, over {time.monotonic() - began:.0f} s: at " + ", ".join(f"{c[1]:.0f}" for c in self.copies) + " s"
+        sent = (self.updates.bytes_sent - sent) / 1e6
+        assert sent > 10, f"only {sent:.1f} MB were fetched: no update was cut"
+        return f"from {before}, {sent:.0f} MB fetched, over {time.monotonic() - began:.0f} s: at " + ", ".join(f"{c[1]:.0f}" for c in self.copies) + " s"
 
     def power_cut(self, n: int):
         """Switches on what was left at that moment."""

@@ -213,8 +213,11 @@ pub async fn install(source: &str, plan: &Plan, mut say: impl FnMut(Event)) -> R
         return Ok(Outcome::Deferred(holds));
     }
     // Before RAUC begins: it goes on by itself where this program is killed.
+    let other = status.other().and_then(|s| s.bootname.clone()).unwrap_or_default();
+    // What was proven there is overwritten; `prove` of the host goes by this where the program there cannot judge itself.
+    book.pages.proven.remove(&other);
     book.pages.trial = Some(Trial {
-        slot: status.other().and_then(|s| s.bootname.clone()).unwrap_or_default(),
+        slot: other,
         version: bundle.version.clone(),
         written_in: clock::boot_id(),
         failure: None,
