@@ -34,6 +34,8 @@ pub struct Limits {
     pub slices_max: usize,
     /// Closed series remembered so that a late slice finds its fellows without a look at the disk.
     pub closed_series_max: usize,
+    /// Slices of all of them together; the last one closed is remembered however many it has.
+    pub closed_slices_max: usize,
 }
 
 /// What the shell must do next.
@@ -295,9 +297,13 @@ impl Assembler {
     }
 
     fn forget_oldest_closed(&mut self) {
-        while self.closed_order.len() > self.limits.closed_series_max {
+        let slices = |uid: &SeriesUid| self.series.get(uid).map_or(0, |s| s.instances.len());
+        let mut n_slices: usize = self.closed_order.iter().map(slices).sum();
+        while self.closed_order.len() > self.limits.closed_series_max
+            || (n_slices > self.limits.closed_slices_max && self.closed_order.len() > 1)
+        {
             let uid = self.closed_order.remove(0);
-            self.series.remove(&uid);
+            n_slices -= self.series.remove(&uid).map_or(0, |s| s.instances.len());
         }
     }
 }
@@ -320,6 +326,7 @@ mod tests {
         open_series_max: 4,
         slices_max: 100,
         closed_series_max: 8,
+        closed_slices_max: 30,
     };
 
     /// A script of the night: events at t milliseconds.
@@ -425,6 +432,24 @@ mod tests {
         assert_eq!(night.assembler.n_open(), 0);
         assert!(night.assembler.forget(&series_uid()) && !night.assembler.knows(&series_uid()));
         assert!(night.assembler.forget(&series_uid()), "again is harmless");
+    }
+
+    #[test]
+    fn closed_series_are_remembered_up_to_a_number_of_slices_and_the_last_one_in_any_case() {
+        let mut night = Night::new();
+        let uid = |n: u64| SeriesUid::parse(&format!("1.9.{n}")).unwrap();
+        for (n, slices) in [(0, 10), (1, 10), (2, 15), (3, 40)] {
+            for i in 0..slices {
+                let mut instance = instance_at(i, i as f64 * 5.0);
+                Arc::make_mut(&mut instance.header).series = uid(n);
+                night.assembler.on_stored(night.at(n * 100), Some(n), instance);
+            }
+            let _ = night.assembler.on_released(night.at(n * 100 + 1), n, true);
+            night.tick(n * 100 + 90_000);
+            let known: Vec<u64> = (0..4).filter(|n| night.assembler.knows(&uid(*n))).collect();
+            let expected: &[u64] = [&[0][..], &[0, 1], &[1, 2], &[3]][n as usize];
+            assert_eq!(known, expected, "after series {n}");
+        }
     }
 
     #[test]

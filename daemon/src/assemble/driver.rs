@@ -18,8 +18,9 @@ use crate::spool::{Instance, Spool, SpoolError};
 
 /// How long the driver sleeps at most, so that its pulse stays fresh.
 const PULSE_INTERVAL: Duration = Duration::from_secs(1);
-/// Closed series kept in memory; older ones are found again on disk.
-const CLOSED_SERIES_MAX: usize = 256;
+/// Closed series kept in memory, and their slices (some 4 KiB each); older ones are found again on disk.
+const CLOSED_SERIES_MAX: usize = 64;
+const CLOSED_SLICES_MAX: usize = 8_192;
 
 /// What the ledger says of a series that was already read: input hash and revision.
 pub type AlreadyRead = HashMap<SeriesUid, (String, u32)>;
@@ -93,6 +94,7 @@ fn limits(config: &config::Assemble) -> Limits {
         open_series_max: config.open_series_max,
         slices_max: config.slices_max,
         closed_series_max: CLOSED_SERIES_MAX,
+        closed_slices_max: CLOSED_SLICES_MAX,
     }
 }
 
