@@ -1,5 +1,6 @@
 //! The real daemon between a simulated scanner and a subscriber: from the last slice received to the alert.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
@@ -72,9 +73,9 @@ pub async fn latency(args: &Args) -> Result<(), String> {
             called: "ICHD".into(),
             cadence,
         };
-        let mut all = Vec::new();
+        let (mut all, mut told) = (Vec::new(), BTreeSet::new());
         for round in 0..=rounds {
-            let seen = one(&scanner, round as u64 + 100, &mut documents).await?;
+            let seen = one(&scanner, round as u64 + 100, &mut documents, &mut told).await?;
             // The first study meets cold caches and an empty database; it is not counted.
             if round > 0 {
                 all.push(seen);
@@ -102,10 +103,12 @@ pub async fn latency(args: &Args) -> Result<(), String> {
     Ok(())
 }
 
+/// One study; `told`: the alerts of those before it, which go on being escalated.
 async fn one(
     scanner: &Scanner,
     uid_seed: u64,
     documents: &mut mpsc::Receiver<Document>,
+    told: &mut BTreeSet<String>,
 ) -> Result<Seen, String> {
     let instances = series::bleed(SLICES, 5.0, uid_seed)?;
     let mut last_slice = clock::now();
@@ -117,11 +120,17 @@ async fn one(
     let mut first_alert = None;
     let mut final_alert = None;
     let mut disposed = false;
+    let mut its_alerts = BTreeSet::new();
     while final_alert.is_none() || !disposed {
         let document = tokio::time::timeout(PATIENCE, documents.recv()).await;
         let Ok(Some(document)) = document else { return Err("no final alert in time".into()) };
         match document.body["schema"].as_str() {
-            Some("ichd.alert/1") => {
+            Some("ichd.alert/1") if document.body["kind"] == "finding" => {
+                let id = document.body["alert_id"].as_str().unwrap_or_default().to_owned();
+                if told.contains(&id) {
+                    continue;
+                }
+                its_alerts.insert(id);
                 first_alert.get_or_insert(ms(document.at));
                 if document.body["stage"] == "final" {
                     final_alert.get_or_insert(ms(document.at));
@@ -131,5 +140,6 @@ async fn one(
             _ => {}
         }
     }
+    told.append(&mut its_alerts);
     Ok(Seen { first_alert, final_alert: final_alert.unwrap_or(f64::NAN) })
 }
