@@ -1,4 +1,4 @@
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 
 import { age, t, word } from "../i18n.ts";
 import { proofAge, proofInterval } from "../liveness.ts";
@@ -153,7 +153,8 @@ function Alerts({ station, open, onShift }: { station: Station; open: Shown[]; o
   const waiting = open.filter(({ alert }) => isWaiting(alert)).map(({ key }) => key).join();
   // What is new and waits is at the top.
   useEffect(() => waiting && !document.querySelector("[role=dialog]") ? scrollTo({ top: 0 }) : undefined, [waiting]);
-  useEffect(() => {
+  // In place before the page shows who is chosen: an effect after the paint would let a quick key act on the one before.
+  useLayoutEffect(() => {
     const onKey = (event: KeyboardEvent): void => {
       const inField = event.target instanceof HTMLElement && /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
       if (inField || event.ctrlKey || event.metaKey || event.altKey || event.repeat || !selected || moving) return;
