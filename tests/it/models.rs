@@ -3,11 +3,10 @@
 use std::path::Path;
 use std::process::Command;
 
-use ed25519_dalek::{Signer, SigningKey};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::peers::{Appliance, Listener, Mosquitto, Phantom, alone, model, storescu, wait_until};
+use crate::peers::{Appliance, Listener, Mosquitto, Phantom, alone, model, sign, storescu, wait_until};
 use crate::station::Station;
 
 /// The shipped package under another version, signed by a key of this test.
@@ -17,12 +16,8 @@ fn package(dir: &Path, version: &str) -> (String, String) {
     let text = std::fs::read_to_string(to.join("manifest.toml")).unwrap();
     let was = text.lines().find(|l| l.starts_with("version = ")).unwrap();
     let text = text.replace(was, &format!("version = {version:?}"));
-    let key = SigningKey::from_bytes(&[9; 32]);
-    std::fs::write(to.join("manifest.sig"), key.sign(text.as_bytes()).to_bytes()).unwrap();
-    std::fs::write(dir.join("test.pub"), ichd::hex(key.verifying_key().as_bytes())).unwrap();
-    let sha256 = ichd::hex(&Sha256::digest(&text));
-    std::fs::write(to.join("manifest.toml"), text).unwrap();
-    (to.to_str().unwrap().to_owned(), sha256)
+    sign(&to, &text, &dir.join("test.pub"));
+    (to.to_str().unwrap().to_owned(), ichd::hex(&Sha256::digest(&text)))
 }
 
 fn run(appliance: &Appliance, arguments: &[&str]) -> (i32, Value, String) {

@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::{Error, Result};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::mpsc::{Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, OnceLock};
 
 use nix::errno::Errno;
@@ -76,11 +76,8 @@ impl Hasher {
     ) -> (Sha256, T) {
         let (done, hashed) = channel();
         let job = Job { chunk: chunk.clone(), from, hash: hash.clone(), done };
-        let busy = match self.0.get_or_init(Self::start).try_send(job) {
-            Ok(()) => None,
-            Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => Some(job),
-        };
-        drop(busy);
+        // A job that is not taken is gone at once, and `hashed` hears of it.
+        let _ = self.0.get_or_init(Self::start).try_send(job);
         let worked = work();
         let here = |_| hash.chain_update(&chunk.bytes()[from..]);
         (hashed.recv().unwrap_or_else(here), worked)

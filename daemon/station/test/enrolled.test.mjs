@@ -30,7 +30,7 @@ describe("tablets of the site", () => {
     enrol("add", "station", "nurse-1", "--p12");
     enrol("add", "station", "nurse-2", "--password");
     writeFileSync(join(site, "broker/conf.d/test.conf"), `user ${userInfo().username}\n`);
-    broker = spawn("/usr/sbin/mosquitto", ["-c", join(site, "broker/mosquitto.conf")], { stdio: "ignore" });
+    broker = spawn(peers.mosquitto, ["-c", join(site, "broker/mosquitto.conf")], { stdio: "ignore" });
     await until("the broker listens", () => listens(ports.password));
   });
   after(() => {

@@ -54,6 +54,9 @@ export function certificates(dir) {
   return (name) => join(dir, name);
 }
 
+/** Debian keeps it where only root looks. */
+export const mosquitto = existsSync("/usr/sbin/mosquitto") ? "/usr/sbin/mosquitto" : "mosquitto";
+
 /** Mosquitto on two free ports: MQTT and websockets (over TLS if there are certificates). It keeps nothing on disk. */
 export class Mosquitto {
   static async start(tls) {
@@ -70,8 +73,7 @@ export class Mosquitto {
   }
 
   async up() {
-    const path = existsSync("/usr/sbin/mosquitto") ? "/usr/sbin/mosquitto" : "mosquitto";
-    this.child = spawn(path, ["-c", join(this.dir, "mosquitto.conf")], { stdio: "ignore" });
+    this.child = spawn(mosquitto, ["-c", join(this.dir, "mosquitto.conf")], { stdio: "ignore" });
     const client = await until("mosquitto listens", () =>
       mqtt.connectAsync(`mqtt://127.0.0.1:${this.port}`, { reconnectPeriod: 0 }).catch(() => undefined),
     );
