@@ -6,7 +6,7 @@ use super::inbound::{Opinion, ReceiptStage};
 use crate::assemble::Flag;
 use crate::decide::{Finding, NamedScores, Side, Stage};
 use crate::infer::{Class, ModelId};
-use crate::ledger::alerts::Experience;
+use crate::ledger::vitals::Experience;
 
 /// Stands on every alert.
 pub const DISCLAIMER: &str = "Notification of a suspected finding by software, not a diagnosis. The shipped weights \

@@ -14,7 +14,7 @@ use crate::clock;
 use crate::config;
 use crate::infer::Reader;
 use crate::ledger::Ledger;
-use crate::ledger::alerts::{Experience, Vitals};
+use crate::ledger::vitals::{Experience, Vitals};
 use crate::spool::free_bytes;
 use crate::tls;
 

@@ -3,7 +3,7 @@
 use rusqlite::params;
 use serde_json::json;
 
-use super::{Ledger, LedgerError, SeriesRow, audit, doing, queue, series_rows};
+use super::{Ledger, LedgerError, SeriesRow, audit, doing, outbox::queue, series_rows};
 use crate::alert::request::{Answer, Asked, LedgerLine};
 use crate::alert::topic;
 use crate::clock;

@@ -10,6 +10,7 @@ mod commitments;
 mod desk;
 pub mod evidence;
 pub mod forwards;
+pub mod outbox;
 pub mod proofs;
 pub mod records;
 pub mod reports;
@@ -18,9 +19,13 @@ mod schema;
 pub mod shadow;
 mod time;
 pub mod update;
+pub mod vitals;
 
 pub use commitments::CommitmentRow;
+pub use outbox::OutboxRow;
 pub use reports::Settled;
+
+use outbox::queue;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -161,23 +166,6 @@ pub struct SeriesRow {
     pub late_instances: Option<u64>,
     /// Final verdicts on this series that stood before this one; all are kept.
     pub replaced: u64,
-}
-
-/// One document that waits for the broker.
-#[derive(Debug, Clone, PartialEq)]
-pub struct OutboxRow {
-    /// Order of delivery.
-    pub seq: i64,
-    /// Topic.
-    pub topic: String,
-    /// JSON; alert documents still need [`Ledger::stamp`].
-    pub payload: String,
-    /// Retained.
-    pub retain: bool,
-    /// Which alert, if one.
-    pub alert_id: Option<String>,
-    /// Monotonic time of the decision, ms since machine start.
-    pub decided_boot_ms: u64,
 }
 
 /// The ledger; share it behind an `Arc`. Calls block on the disk.
@@ -370,48 +358,6 @@ impl Ledger {
         Ok(Recorded { study_ref, alert, late: false })
     }
 
-    /// The oldest document that waits.
-    pub fn outbox_next(&self) -> Result<Option<OutboxRow>, LedgerError> {
-        // Alerts go before dispositions, whatever waits.
-        // What the broker has refused waits its turn, so that it holds up nobody behind it.
-        let sql = "SELECT seq, topic, payload, retain, alert_id, decided_boot_ms FROM outbox
-                   WHERE not_before_ms <= ?1 ORDER BY alert_id IS NULL, seq LIMIT 1";
-        let row = |row: &rusqlite::Row| {
-            Ok(OutboxRow {
-                seq: row.get(0)?,
-                topic: row.get(1)?,
-                payload: row.get(2)?,
-                retain: row.get(3)?,
-                alert_id: row.get(4)?,
-                decided_boot_ms: row.get::<_, i64>(5)?.unsigned_abs(),
-            })
-        };
-        self.lock()
-            .query_row(sql, [integer(self.elapsed_ms())], row)
-            .optional()
-            .map_err(doing("read the outbox"))
-    }
-
-    /// The broker has it.
-    pub fn outbox_done(&self, seq: i64) -> Result<(), LedgerError> {
-        self.lock()
-            .execute("DELETE FROM outbox WHERE seq = ?1", [seq])
-            .map(|_| ())
-            .map_err(doing("clear the outbox"))
-    }
-
-    /// Documents that wait for the broker.
-    pub fn outbox_depth(&self) -> Result<u64, LedgerError> {
-        self.number("SELECT count(*) FROM outbox")
-    }
-
-    /// Age of the last verdict by the wall clock, ms.
-    pub fn last_decided_age_ms(&self) -> Option<u64> {
-        let last =
-            self.number("SELECT coalesce(max(decided_ms), 0) FROM series WHERE study_uid NOT IN (SELECT study_uid FROM proofs)").ok().filter(|ms| *ms > 0)?;
-        Some(clock::wall_ms().saturating_sub(last))
-    }
-
     fn write_series(
         &self,
         tx: &Transaction,
@@ -477,21 +423,6 @@ impl Ledger {
 fn is_proof(tx: &Transaction, study: &str) -> Result<bool, LedgerError> {
     let sql = "SELECT count(*) FROM proofs WHERE study_uid = ?1";
     tx.query_row(sql, [study], |r| r.get::<_, i64>(0)).map(|n| n > 0).map_err(doing("read proofs of life"))
-}
-
-fn queue(
-    tx: &Transaction,
-    topic: &str,
-    payload: &str,
-    retain: bool,
-    alert_id: Option<&str>,
-) -> Result<(), LedgerError> {
-    tx.execute(
-        "INSERT INTO outbox (topic, payload, retain, alert_id, decided_boot_ms) VALUES (?1, ?2, ?3, ?4, ?5)",
-        params![topic, payload, retain, alert_id, i64::try_from(clock::boot_ms()).unwrap_or(i64::MAX)],
-    )
-    .map(|_| ())
-    .map_err(doing("queue a document"))
 }
 
 /// The database of a daemon that may be running.

@@ -4,197 +4,45 @@
 //! verdict ([`Ledger::record`]), a station's receipt, a person's action, or time ([`Ledger::tick`]). Each is one
 //! transaction with its audit row, the new revision and its place in the outbox.
 
+mod policy;
+mod row;
+mod silence;
+
+pub use policy::{Policy, Shift};
+pub(super) use row::{MIGRATION, Stored, is_waiting, open_alerts, receipts, stored_by_id};
+pub use silence::Silence;
+pub(super) use silence::silenced;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use rusqlite::{OptionalExtension, Row, Transaction, params};
-use serde::{Deserialize, Serialize};
+use rusqlite::{OptionalExtension, Transaction, params};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::{Ledger, LedgerError, OutboxRow, Record, audit, count, doing, integer, queue, stage_text, ulid};
+use row::{Behind, open_alerts_that, stage_name, stored};
+
+use super::{Ledger, LedgerError, Record, audit, count, doing, integer, stage_text, ulid};
 use crate::alert::action::{self, Effect};
 use crate::alert::document::{
-    Alert, AlertFinding, AlertState, AlertTimings, ClockInfo, DISCLAIMER, Escalation, Kind, Quality, Receipt,
+    Alert, AlertFinding, AlertState, AlertTimings, ClockInfo, DISCLAIMER, Escalation, Kind, Quality,
     StudyInfo, Subject, Technical,
 };
-use crate::alert::inbound::{
-    ActionCode, ActionMessage, ActionResult, Opinion, ReceiptMessage, ReceiptStage, Reply,
-};
-use crate::alert::ladder::{self, Due, EVERYONE, Ladder, Limits, Standing};
-use crate::alert::lifecycle::{self, Change, Existing};
-use crate::alert::topic;
+use crate::alert::inbound::{ActionCode, ActionMessage, ActionResult, ReceiptMessage, Reply};
+use crate::alert::ladder::{self, Due, EVERYONE, Limits, Standing};
+use crate::alert::lifecycle::{self, Change};
 use crate::clock;
 use crate::config::Profile;
 use crate::decide::{Disposition, Finding, NamedScores, Stage, Verdict};
-use crate::dicom::SeriesUid;
 use crate::hex;
 use crate::infer::Class;
 
-/// Migration that makes the columns and tables of the chain; run by `schema`.
-pub(super) const MIGRATION: &str = "
-ALTER TABLE alerts ADD COLUMN raised_elapsed_ms INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE alerts ADD COLUMN next_step_at_ms INTEGER;
-ALTER TABLE alerts ADD COLUMN sent_elapsed_ms INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE alerts ADD COLUMN resends INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE alerts ADD COLUMN delivered_elapsed_ms INTEGER;
-ALTER TABLE alerts ADD COLUMN content_rev INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE alerts ADD COLUMN called_unheard INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE outbox ADD COLUMN not_before_ms INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE outbox ADD COLUMN refusals INTEGER NOT NULL DEFAULT 0;
-CREATE TABLE receipts (
-    alert_id TEXT NOT NULL,
-    station TEXT NOT NULL,
-    role TEXT NOT NULL,
-    stage TEXT NOT NULL,
-    rev INTEGER NOT NULL,
-    at_ms INTEGER NOT NULL,
-    elapsed_ms INTEGER NOT NULL,
-    PRIMARY KEY (alert_id, station)
-) STRICT;
-CREATE TABLE actions (
-    action_id TEXT PRIMARY KEY,
-    alert_id TEXT NOT NULL,
-    station TEXT NOT NULL,
-    role TEXT NOT NULL,
-    user TEXT NOT NULL,
-    verb TEXT NOT NULL,
-    value TEXT,
-    reason TEXT,
-    rev INTEGER NOT NULL,
-    reply TEXT NOT NULL,
-    at_ms INTEGER NOT NULL
-) STRICT;
-CREATE INDEX actions_by_alert ON actions (alert_id);
-CREATE TABLE silences (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    kind TEXT NOT NULL,
-    author TEXT NOT NULL,
-    reason TEXT NOT NULL,
-    from_ms INTEGER NOT NULL,
-    until_ms INTEGER NOT NULL,
-    until_elapsed_ms INTEGER NOT NULL
-) STRICT;
-CREATE TABLE proofs (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    study_uid TEXT NOT NULL UNIQUE,
-    begun_ms INTEGER NOT NULL,
-    begun_elapsed_ms INTEGER NOT NULL,
-    alert_id TEXT,
-    reached TEXT NOT NULL,
-    ended_ms INTEGER,
-    ended_elapsed_ms INTEGER,
-    failure TEXT
-) STRICT;
-";
-
 /// After a closed alert was sent a last time, stations may still ask for it for that long, s.
 pub const CLOSED_EXPIRY_S: u32 = 3_600;
-/// First wait after the broker refused a document, ms; doubled each time up to [`REFUSED_MAX_MS`].
-const REFUSED_MIN_MS: u64 = 5_000;
-const REFUSED_MAX_MS: u64 = 300_000;
 /// How long a claim holds the ladder, ms.
 const CLAIM_HOLD_MS: u64 = 180_000;
 /// Alerts raised within [`STORM_MS`] beyond which the next ones form a group that sounds once.
 const STORM_MAX: u64 = 10;
 const STORM_MS: u64 = 600_000;
-
-/// The rules of the chain, from the configuration.
-#[derive(Debug, Clone)]
-pub struct Policy {
-    /// Ladders of the shifts; the first that fits is taken.
-    pub shifts: Vec<Shift>,
-    /// Ladder when no shift fits.
-    pub ladder: Ladder,
-    /// Limits of the ladder.
-    pub limits: Limits,
-    /// A late slice withdraws a final alert only when the score has fallen this far below the operating point.
-    pub hysteresis: f32,
-}
-
-impl Default for Policy {
-    fn default() -> Self {
-        Policy {
-            shifts: vec![],
-            ladder: Ladder::default(),
-            limits: Limits { receipt_ms: 10_000, expiry_ms: 43_200_000 },
-            hysteresis: 0.05,
-        }
-    }
-}
-
-/// A ladder for some hours of the day.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shift {
-    /// Begins, minutes of the local day.
-    pub from_min: u32,
-    /// Ends, minutes of the local day; before `from_min`: on the next day.
-    pub to_min: u32,
-    /// Local time, minutes ahead of UTC.
-    pub utc_offset_min: i32,
-    /// Its ladder.
-    pub ladder: Ladder,
-}
-
-impl Shift {
-    /// Whether a moment lies in it; wall time, ms since the epoch.
-    pub fn holds(&self, wall_ms: u64) -> bool {
-        let local = i64::try_from(wall_ms / 60_000).unwrap_or(0) + i64::from(self.utc_offset_min);
-        let minute = u32::try_from(local.rem_euclid(1440)).unwrap_or(0);
-        if self.from_min <= self.to_min {
-            (self.from_min..self.to_min).contains(&minute)
-        } else {
-            minute >= self.from_min || minute < self.to_min
-        }
-    }
-}
-
-impl Policy {
-    fn ladder_at(&self, wall_ms: u64) -> &Ladder {
-        self.shifts.iter().find(|s| s.holds(wall_ms)).map_or(&self.ladder, |s| &s.ladder)
-    }
-
-    fn ladder_named(&self, name: &str) -> &Ladder {
-        self.shifts.iter().map(|s| &s.ladder).find(|l| l.name == name).unwrap_or(&self.ladder)
-    }
-}
-
-/// What a series that suspects something says.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Behind {
-    priority: u8,
-    stage: Stage,
-    finding: AlertFinding,
-    quality: Quality,
-    slices: usize,
-    #[serde(default)]
-    location: Option<String>,
-    #[serde(default)]
-    enc: Option<String>,
-    /// Order of speaking.
-    nth: u64,
-}
-
-/// A row of `alerts`.
-#[derive(Debug, Clone)]
-pub(super) struct Stored {
-    /// Study Instance UID, `technical:CODE` or `test:N`.
-    subject: String,
-    pub(super) document: Alert,
-    raised_by: BTreeMap<SeriesUid, Behind>,
-    content: String,
-    raised_wall_ms: u64,
-    raised_elapsed_ms: u64,
-    next_step_at_ms: Option<u64>,
-    sent_elapsed_ms: u64,
-    resends: u32,
-    delivered_elapsed_ms: Option<u64>,
-    content_rev: u64,
-    called_unheard: bool,
-}
-
-const COLUMNS: &str =
-    "study_uid, document, raised_by, content, raised_ms, raised_elapsed_ms, next_step_at_ms,
-     sent_elapsed_ms, resends, delivered_elapsed_ms, content_rev, called_unheard";
 
 /// What a receipt led to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -216,65 +64,7 @@ pub struct Speaker<'a> {
     pub role: &'a str,
 }
 
-/// A silence or maintenance window.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Silence {
-    /// `silence` or `maintenance`.
-    pub kind: String,
-    /// Who asked for it.
-    pub author: String,
-    /// Why.
-    pub reason: String,
-    /// Wall time, RFC 3339.
-    pub until: String,
-}
-
-/// The site's own experience with its alerts.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Experience {
-    /// Alerts of the time asked about that people judged.
-    pub judged: u64,
-    /// Said to be right.
-    pub right: u64,
-    /// Said to be wrong.
-    pub wrong: u64,
-    /// `right / (right + wrong)`; none without either.
-    pub positive_predictive_value: Option<f64>,
-}
-
-/// How things stand, in one look.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Vitals {
-    /// Alerts that wait for a person.
-    pub open_alerts: u64,
-    /// Age of the oldest finding that nobody has acknowledged, ms.
-    pub oldest_unacknowledged_ms: Option<u64>,
-    /// Since the last proof of life that succeeded, ms.
-    pub last_proof_age_ms: Option<u64>,
-    /// Since the last verdict on a patient, ms.
-    pub last_study_age_ms: Option<u64>,
-    /// Documents that wait for the broker.
-    pub outbox_depth: u64,
-    /// A silence or maintenance window that is on.
-    pub silence: Option<Silence>,
-}
-
 impl Ledger {
-    /// Everything that status and heartbeat say of the ledger.
-    pub fn vitals(&self) -> Result<Vitals, LedgerError> {
-        let open_alerts = self.open_alert_count()?;
-        let oldest = if open_alerts == 0 { None } else { self.oldest_unacknowledged_ms()? };
-        Ok(Vitals {
-            open_alerts,
-            oldest_unacknowledged_ms: oldest,
-            last_proof_age_ms: self.last_proof_age_ms()?,
-            last_study_age_ms: self.last_decided_age_ms(),
-            outbox_depth: self.outbox_depth()?,
-            silence: self.silenced()?,
-        })
-    }
-
     /// What a verdict does to the alert of its study; part of [`Ledger::record`]'s transaction.
     pub(super) fn write_alert(
         &self,
@@ -580,20 +370,6 @@ impl Ledger {
         self.keep_time(tx)
     }
 
-    /// A document is state: an older one that still waits is worth nothing any more.
-    fn enqueue(&self, tx: &Transaction, document: &Alert) -> Result<(), LedgerError> {
-        let id = document.alert_id.as_str();
-        tx.execute("DELETE FROM outbox WHERE alert_id = ?1", [id]).map_err(doing("clear the outbox"))?;
-        let payload = serde_json::to_string(document).map_err(LedgerError::Document)?;
-        let topic = topic::alert(&self.site, id);
-        queue(tx, &topic, &payload, true, Some(id))?;
-        if document.state == AlertState::Resolved {
-            // Retained documents are purged on resolve; who is linked now has seen the last revision before.
-            queue(tx, &topic, "", true, Some(id))?;
-        }
-        Ok(())
-    }
-
     /// A station says that it has an alert.
     pub fn receipt(&self, speaker: Speaker, receipt: &ReceiptMessage) -> Result<Heard, LedgerError> {
         self.change(|tx| {
@@ -856,145 +632,6 @@ impl Ledger {
         self.revise(tx, &mut alert, "alert_resolved", false, false)
     }
 
-    /// Begins a silence or maintenance window: sound is muted, the record is not.
-    pub fn silence(
-        &self,
-        kind: &str,
-        author: &str,
-        reason: &str,
-        minutes: u64,
-    ) -> Result<Silence, LedgerError> {
-        self.change(|tx| {
-            let now = self.clock.read();
-            let until_ms = now.wall_ms + minutes * 60_000;
-            tx.execute(
-                "INSERT INTO silences (kind, author, reason, from_ms, until_ms, until_elapsed_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-                params![kind, author, reason, integer(now.wall_ms), integer(until_ms), integer(self.elapsed_ms() + minutes * 60_000)],
-            )
-            .map_err(doing("write a silence"))?;
-            audit::append(tx, "silence", &json!({"kind": kind, "author": author, "reason": reason, "minutes": minutes}))?;
-            self.resend_open(tx)?;
-            Ok(Silence { kind: kind.into(), author: author.into(), reason: reason.into(), until: clock::rfc3339(until_ms) })
-        })
-    }
-
-    /// Ends every silence and maintenance window.
-    pub fn end_silences(&self, author: &str) -> Result<(), LedgerError> {
-        self.change(|tx| {
-            let now = integer(self.elapsed_ms());
-            let ended = tx
-                .execute("UPDATE silences SET until_elapsed_ms = ?1 WHERE until_elapsed_ms > ?1", [now])
-                .map_err(doing("end silences"))?;
-            if ended > 0 {
-                audit::append(tx, "silence_ended", &json!({"author": author}))?;
-                self.resend_open(tx)?;
-            }
-            Ok(())
-        })
-    }
-
-    /// The silence or maintenance window that is on and lasts longest.
-    pub fn silenced(&self) -> Result<Option<Silence>, LedgerError> {
-        silenced(&self.lock(), self.elapsed_ms())
-    }
-
-    /// Open alerts as a new revision, for what is written at transmission (mute) to reach stations.
-    fn resend_open(&self, tx: &Transaction) -> Result<(), LedgerError> {
-        for mut stored in open_alerts(tx)? {
-            self.revise(tx, &mut stored, "alert_revised", false, false)?;
-        }
-        Ok(())
-    }
-
-    /// Alerts that wait for a person.
-    pub fn open_alert_count(&self) -> Result<u64, LedgerError> {
-        self.number(
-            "SELECT count(*) FROM alerts WHERE state NOT IN ('resolved', 'withdrawn', 'expired')
-             AND study_uid NOT LIKE 'technical:%' AND study_uid NOT IN (SELECT study_uid FROM proofs)",
-        )
-    }
-
-    /// Age of the oldest finding that nobody has acknowledged, ms.
-    pub fn oldest_unacknowledged_ms(&self) -> Result<Option<u64>, LedgerError> {
-        let sql = "SELECT min(raised_elapsed_ms) FROM alerts
-                   WHERE state IN ('raised', 'delivered', 'escalated') AND study_uid NOT LIKE 'technical:%'
-                   AND study_uid NOT IN (SELECT study_uid FROM proofs)";
-        let oldest: Option<i64> = self.lock().query_row(sql, [], |r| r.get(0)).map_err(doing("count"))?;
-        Ok(oldest.map(|at| self.elapsed_ms().saturating_sub(at.unsigned_abs())))
-    }
-
-    /// What people said of the alerts of the last `days`.
-    pub fn experience(&self, days: u64) -> Result<Experience, LedgerError> {
-        let since = integer(self.clock.read().wall_ms.saturating_sub(days * 86_400_000));
-        let connection = self.lock();
-        let mut statement = connection
-            .prepare("SELECT document FROM alerts WHERE raised_ms >= ?1")
-            .map_err(doing("read alerts"))?;
-        let documents = statement
-            .query_map([since], |r| r.get::<_, String>(0))
-            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-            .map_err(doing("read alerts"))?;
-        let mut all = Experience::default();
-        for document in documents.iter().filter_map(|d| serde_json::from_str::<Alert>(d).ok()) {
-            let said = |o| document.feedback.iter().filter(|f| f.value == o).count();
-            let (right, wrong) = (said(Opinion::Right), said(Opinion::Wrong));
-            all.judged += u64::from(!document.feedback.is_empty());
-            all.right += u64::from(right > wrong);
-            all.wrong += u64::from(wrong > right);
-        }
-        let n = all.right + all.wrong;
-        all.positive_predictive_value = (n > 0).then(|| all.right as f64 / n as f64);
-        Ok(all)
-    }
-
-    /// A new broker may have forgotten what it was told: open alerts go out again, same identity, same revision.
-    pub fn requeue_open_alerts(&self) -> Result<(), LedgerError> {
-        self.change(|tx| {
-            for stored in open_alerts(tx)? {
-                if !is_waiting(tx, &stored.document.alert_id)? {
-                    self.enqueue(tx, &stored.document)?;
-                }
-            }
-            tx.execute("UPDATE outbox SET not_before_ms = 0", []).map_err(doing("read the outbox"))?;
-            Ok(())
-        })
-    }
-
-    /// The broker refused it: those behind it come first for a while.
-    pub fn outbox_refused(&self, seq: i64) -> Result<(), LedgerError> {
-        let sql = "UPDATE outbox SET refusals = refusals + 1,
-                   not_before_ms = ?2 + min(?3 << min(refusals, 10), ?4) WHERE seq = ?1";
-        self.lock()
-            .execute(
-                sql,
-                params![seq, integer(self.elapsed_ms()), integer(REFUSED_MIN_MS), integer(REFUSED_MAX_MS)],
-            )
-            .map(|_| ())
-            .map_err(doing("write a refusal"))
-    }
-
-    /// Writes what holds at this transmission into a waiting alert document: times, receipts, mute.
-    pub fn stamp(&self, row: &OutboxRow) -> Result<String, LedgerError> {
-        let Some(alert_id) = row.alert_id.as_ref().filter(|_| !row.payload.is_empty()) else {
-            return Ok(row.payload.clone());
-        };
-        let mut document: Alert = serde_json::from_str(&row.payload).map_err(LedgerError::Document)?;
-        let connection = self.lock();
-        let sql = "SELECT raised_elapsed_ms, next_step_at_ms FROM alerts WHERE alert_id = ?1";
-        let (raised, next): (i64, Option<i64>) = connection
-            .query_row(sql, [alert_id], |r| Ok((r.get(0)?, r.get(1)?)))
-            .map_err(doing("read an alert"))?;
-        let now = self.clock.read();
-        document.age_ms = self.elapsed_ms().saturating_sub(raised.unsigned_abs());
-        document.published_at = clock::rfc3339(now.wall_ms);
-        document.clock.synced = now.synced;
-        document.timings_ms.verdict_to_publish = now.boot_ms.checked_sub(row.decided_boot_ms);
-        document.escalation.next_in_ms = next.map(|at| at.unsigned_abs().saturating_sub(document.age_ms));
-        document.escalation.muted_until = silenced(&connection, self.elapsed_ms())?.map(|s| s.until);
-        document.receipts = receipts(&connection, alert_id)?;
-        serde_json::to_string(&document).map_err(LedgerError::Document)
-    }
-
     /// A short code to say on the phone: letters and digits that cannot be mistaken for one another; no two open alerts
     /// share one.
     fn spoken_code(&self, tx: &Transaction, uid: &str) -> Result<String, LedgerError> {
@@ -1012,175 +649,6 @@ fn spoken(hash: &[u8; 32]) -> String {
     let letter = |i: usize| char::from(LETTERS[usize::from(hash[i]) % LETTERS.len()]);
     let digit = |i: usize| char::from(DIGITS[usize::from(hash[i]) % DIGITS.len()]);
     format!("{}{}{}-{}{}", letter(20), digit(21), letter(22), digit(23), digit(24))
-}
-
-impl Stored {
-    fn existing(&self) -> Existing {
-        Existing {
-            state: self.document.state,
-            stage: self.document.stage,
-            raised_by: self.raised_by.keys().cloned().collect(),
-            content: self.content.clone(),
-        }
-    }
-
-    fn save(&self, tx: &Transaction) -> Result<(), LedgerError> {
-        let text = |v: serde_json::Value| v.as_str().unwrap_or_default().to_owned();
-        let document = &self.document;
-        tx.execute(
-            "INSERT INTO alerts (study_uid, alert_id, rev, state, stage, raised_by, content, document, raised_ms,
-                 raised_elapsed_ms, next_step_at_ms, sent_elapsed_ms, resends,
-                 delivered_elapsed_ms, content_rev, called_unheard)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
-             ON CONFLICT (study_uid) DO UPDATE SET rev = ?3, state = ?4, stage = ?5, raised_by = ?6, content = ?7,
-                 document = ?8, next_step_at_ms = ?11, sent_elapsed_ms = ?12, resends = ?13,
-                 delivered_elapsed_ms = ?14, content_rev = ?15, called_unheard = ?16",
-            params![
-                self.subject,
-                document.alert_id,
-                integer(document.rev),
-                text(json!(document.state)),
-                stage_text(document.stage),
-                serde_json::to_string(&self.raised_by).map_err(LedgerError::Document)?,
-                self.content,
-                serde_json::to_string(document).map_err(LedgerError::Document)?,
-                integer(self.raised_wall_ms),
-                integer(self.raised_elapsed_ms),
-                self.next_step_at_ms.map(integer),
-                integer(self.sent_elapsed_ms),
-                self.resends,
-                self.delivered_elapsed_ms.map(integer),
-                integer(self.content_rev),
-                self.called_unheard,
-            ],
-        )
-        .map(|_| ())
-        .map_err(doing("write an alert"))
-    }
-}
-
-/// Columns as SQLite gives them; the documents in it are read outside of SQLite's own error type.
-struct Raw(String, String, String, Stored0);
-type Stored0 = (String, i64, i64, Option<i64>, i64, u32, Option<i64>, i64, bool);
-
-fn raw(row: &Row) -> rusqlite::Result<Raw> {
-    let rest = (
-        row.get(3)?,
-        row.get(4)?,
-        row.get(5)?,
-        row.get(6)?,
-        row.get(7)?,
-        row.get(8)?,
-        row.get(9)?,
-        row.get(10)?,
-        row.get(11)?,
-    );
-    Ok(Raw(row.get(0)?, row.get(1)?, row.get(2)?, rest))
-}
-
-impl Raw {
-    fn read(self) -> Result<Stored, LedgerError> {
-        let Raw(subject, document, raised_by, rest) = self;
-        // The first version kept the names of the series only; what they said follows with their next verdict.
-        let raised_by = serde_json::from_str(&raised_by).unwrap_or_default();
-        let (content, raised, raised_elapsed, next, sent, resends, delivered, content_rev, called_unheard) =
-            rest;
-        Ok(Stored {
-            subject,
-            document: serde_json::from_str(&document).map_err(LedgerError::Document)?,
-            raised_by,
-            content,
-            raised_wall_ms: raised.unsigned_abs(),
-            raised_elapsed_ms: raised_elapsed.unsigned_abs(),
-            next_step_at_ms: next.map(i64::unsigned_abs),
-            sent_elapsed_ms: sent.unsigned_abs(),
-            resends,
-            delivered_elapsed_ms: delivered.map(i64::unsigned_abs),
-            content_rev: content_rev.unsigned_abs(),
-            called_unheard,
-        })
-    }
-}
-
-fn stored(tx: &Transaction, subject: &str) -> Result<Option<Stored>, LedgerError> {
-    let sql = format!("SELECT {COLUMNS} FROM alerts WHERE study_uid = ?1");
-    let row = tx.query_row(&sql, [subject], raw).optional().map_err(doing("read an alert"))?;
-    row.map(Raw::read).transpose()
-}
-
-pub(super) fn stored_by_id(tx: &Transaction, alert_id: &str) -> Result<Option<Stored>, LedgerError> {
-    let sql = format!("SELECT {COLUMNS} FROM alerts WHERE alert_id = ?1");
-    let row = tx.query_row(&sql, [alert_id], raw).optional().map_err(doing("read an alert"))?;
-    row.map(Raw::read).transpose()
-}
-
-fn open_alerts(tx: &Transaction) -> Result<Vec<Stored>, LedgerError> {
-    open_alerts_that(tx, "", &[])
-}
-
-fn open_alerts_that(tx: &Transaction, condition: &str, values: &[i64]) -> Result<Vec<Stored>, LedgerError> {
-    let sql = format!(
-        "SELECT {COLUMNS} FROM alerts WHERE state NOT IN ('resolved', 'withdrawn', 'expired') {condition}
-         ORDER BY alert_id"
-    );
-    let mut statement = tx.prepare(&sql).map_err(doing("read open alerts"))?;
-    let rows = statement
-        .query_map(rusqlite::params_from_iter(values), raw)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(doing("read open alerts"))?;
-    // One that cannot be read must not keep the others from being told.
-    let read = rows.into_iter().filter_map(|row| {
-        let subject = row.1.len();
-        row.read().map_err(|e| log::error!(event = "alert_unreadable", bytes = subject; "a stored alert cannot be read: {e}")).ok()
-    });
-    Ok(read.collect())
-}
-
-/// A document of the alert is on its way to the broker.
-fn is_waiting(tx: &Transaction, alert_id: &str) -> Result<bool, LedgerError> {
-    let sql = "SELECT count(*) FROM outbox WHERE alert_id = ?1";
-    tx.query_row(sql, [alert_id], |r| r.get::<_, i64>(0)).map(|n| n > 0).map_err(doing("read the outbox"))
-}
-
-fn receipts(connection: &rusqlite::Connection, alert_id: &str) -> Result<Vec<Receipt>, LedgerError> {
-    let sql = "SELECT station, role, stage, rev, at_ms FROM receipts WHERE alert_id = ?1 ORDER BY elapsed_ms, station";
-    let mut statement = connection.prepare(sql).map_err(doing("read receipts"))?;
-    let rows = statement.query_map([alert_id], |r| {
-        Ok(Receipt {
-            station: r.get(0)?,
-            role: r.get(1)?,
-            stage: match r.get::<_, String>(2)?.as_str() {
-                "sounded" => ReceiptStage::Sounded,
-                "displayed" => ReceiptStage::Displayed,
-                _ => ReceiptStage::Received,
-            },
-            rev: r.get::<_, i64>(3)?.unsigned_abs(),
-            at: clock::rfc3339(r.get::<_, i64>(4)?.unsigned_abs()),
-        })
-    });
-    rows.and_then(Iterator::collect).map_err(doing("read receipts"))
-}
-
-fn stage_name(stage: ReceiptStage) -> &'static str {
-    match stage {
-        ReceiptStage::Received => "received",
-        ReceiptStage::Displayed => "displayed",
-        ReceiptStage::Sounded => "sounded",
-    }
-}
-
-fn silenced(connection: &rusqlite::Connection, elapsed_ms: u64) -> Result<Option<Silence>, LedgerError> {
-    let sql = "SELECT kind, author, reason, until_ms FROM silences WHERE until_elapsed_ms > ?1
-               ORDER BY until_elapsed_ms DESC LIMIT 1";
-    let silence = |r: &Row| {
-        Ok(Silence {
-            kind: r.get(0)?,
-            author: r.get(1)?,
-            reason: r.get(2)?,
-            until: clock::rfc3339(r.get::<_, i64>(3)?.unsigned_abs()),
-        })
-    };
-    connection.query_row(sql, [integer(elapsed_ms)], silence).optional().map_err(doing("read silences"))
 }
 
 /// Hash of what is news: while slices still arrive only type, side and urgency; in the end everything.
@@ -1202,5 +670,4 @@ fn content(verdict: &Verdict) -> String {
 }
 
 #[cfg(test)]
-#[path = "alerts_tests.rs"]
 mod tests;

@@ -6,10 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use proptest::prelude::*;
 
 use super::super::Record;
+use super::super::outbox::REFUSED_MIN_MS;
 use super::*;
-use crate::alert::inbound::Verb;
+use crate::alert::inbound::{Opinion, ReceiptStage, Verb};
+use crate::alert::ladder::Ladder;
 use crate::alert::lifecycle::tests::verdict;
 use crate::config::Site;
+use crate::dicom::SeriesUid;
 
 const NURSE: Speaker = Speaker { station: "ward-3", role: "nurse" };
 
