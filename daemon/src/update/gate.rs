@@ -88,7 +88,9 @@ pub enum Hold {
 impl fmt::Display for Hold {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Hold::AlertOpen { count } => write!(f, "{count} alert(s) wait for a person"),
+            Hold::AlertOpen { count: 1 } => f.write_str("1 alert waits for a person"),
+            Hold::AlertOpen { count } => write!(f, "{count} alerts wait for a person"),
+            Hold::StudyOpen { count: 1 } => f.write_str("1 series arrives or is being read"),
             Hold::StudyOpen { count } => write!(f, "{count} series arrive or are being read"),
             Hold::OutsideWindow { window } => write!(f, "outside the maintenance window {window}"),
             Hold::StateUnknown { detail } => write!(f, "cannot tell whether somebody waits: {detail}"),
