@@ -5,7 +5,7 @@ import re
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-DOCUMENTS = ["SPECIFICATION.md", "SECURITY.md", "docs/HAZARDS.md", "CONFORMANCE.md"]
+DOCUMENTS = ["SPECIFICATION.md", "SECURITY.md", "docs/HAZARDS.md", "CONFORMANCE.md", "docs/REFERENCE.md", "tools/bench/README.md"]
 # Where a crate's modules begin, and what a document calls them.
 CRATES = {"daemon/src": "", "tests/it": "it", "tests/fuzz": "fuzz", "tools/gateway/src": "ichd_gateway", "tools/gateway/tests/gateway": "gateway",
           "tools/fleet/src": "ichd_fleet", "tools/phantom/src": "ichd_phantom", "tools/bench/src": "ichd_bench"}
@@ -54,6 +54,23 @@ class Documents(unittest.TestCase):
                 missing += [] if there else [f"{document}: {name}"]
         self.assertEqual(missing, [])
         self.assertGreater(seen, 200)
+
+    def test_every_link_inside_the_repository_leads_somewhere(self):
+        """A file, and in Markdown the heading behind `#`, as GitHub writes it."""
+        documents = [f for f in ROOT.rglob("*.md") if not {"target", "node_modules", "build", ".venv"} & set(f.relative_to(ROOT).parts)]
+        anchors = {f: {re.sub(r"[^\w\- ]", "", re.sub(r"\]\([^)]*\)", "", title)).strip().lower().replace(" ", "-")
+                       for title in re.findall(r"^#+ (.*)$", f.read_text(), re.M)} for f in documents}
+        broken, seen = [], 0
+        for document in documents:
+            for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+                if re.match(r"\w+:", link):
+                    continue
+                path, _, anchor = link.partition("#")
+                there = (document.parent / path).resolve() if path else document
+                seen += 1
+                broken += [] if there.exists() and (not anchor or anchor in anchors.get(there, ())) else [f"{document.relative_to(ROOT)}: {link}"]
+        self.assertEqual(broken, [])
+        self.assertGreater(seen, 60)
 
     def test_every_word_that_the_program_warns_with_is_explained(self):
         source = "\n".join(re.split(r"#\[cfg\(test\)\]\s*mod \w+ \{", f.read_text())[0]

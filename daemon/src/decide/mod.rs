@@ -1,6 +1,6 @@
 //! Scores become a verdict: operating point, tier, and the reasons not to give one. Pure: no I/O, no clock, no pixels.
 //!
-//! Every series ends in exactly one [`Disposition`]; [`Why`] codes are stable and documented in SPECIFICATION.md.
+//! Every series ends in exactly one [`Disposition`]; [`Why`] codes are stable and documented in docs/REFERENCE.md.
 
 pub mod driver;
 pub mod suitability;

@@ -187,7 +187,7 @@ impl<'a> Code<'a> {
     }
 }
 
-/// Private coding scheme (PS3.16 8.2); what it holds is listed in SPECIFICATION.md.
+/// Private coding scheme (PS3.16 8.2); what it holds is listed in docs/REFERENCE.md.
 pub const OWN_SCHEME: &str = "99ICHD";
 
 #[cfg(test)]

@@ -200,7 +200,7 @@ test("both languages say everything, with the same blanks to fill", async () => 
   const said = [...`${rust("daemon.rs")}${rust("ledger/alerts.rs")}${rust("proof/mod.rs")}${rust("update/prove.rs")}`.matchAll(/(?:raise|set)_technical\((?:tx, )?"(\w+)"/g)];
   assert.ok(said.length >= 4);
   for (const [, code] of said) assert.ok(en.has(`technical_${code}`), `no words for technical ${code}`);
-  const [, flags] = rust("../../SPECIFICATION.md").match(/## Quality flags\n(.*?)stand in/s);
+  const [, flags] = rust("../../docs/REFERENCE.md").match(/## Quality flags\n(.*?)stand in/s);
   assert.ok(flags.includes("`tilted`"));
   for (const [, flag] of flags.matchAll(/`(\w+)`/g)) assert.ok(en.has(`flag_${flag}`), `no words for flag ${flag}`);
 });
