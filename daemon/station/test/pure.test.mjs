@@ -196,10 +196,14 @@ test("both languages say everything, with the same blanks to fill", async () => 
     if (/[a-z]{4}/i.test(words.replace(/\{\w+\}/g, ""))) assert.match(zh.get(key), /\p{Script=Han}/u, `${key} is not translated`);
   }
   // What the daemon can say of itself and of its input has a word in both.
-  const rust = (path) => readFileSync(join(here, "../../src", path), "utf8");
-  const said = [...`${rust("daemon.rs")}${rust("ledger/alerts.rs")}${rust("proof/mod.rs")}${rust("update/prove.rs")}`.matchAll(/(?:raise|set)_technical\((?:tx, )?"(\w+)"/g)];
-  assert.ok(said.length >= 4);
-  for (const [, code] of said) assert.ok(en.has(`technical_${code}`), `no words for technical ${code}`);
+  const src = join(here, "../../src");
+  const rust = (path) => readFileSync(join(src, path), "utf8");
+  const daemon = readdirSync(src, { recursive: true }).filter((f) => f.endsWith(".rs") && !f.endsWith("tests.rs")).map(rust).join("\n");
+  const raised = daemon.matchAll(/(?:raise|set)_technical\((?:tx, )?(?:"(\w+)"|(\w+))/g);
+  const constant = (name) => daemon.match(new RegExp(`const ${name}: &str = "(\\w+)";`))?.[1];
+  const said = new Set([...raised].map(([, code, name]) => code ?? constant(name)).filter(Boolean));
+  assert.ok(said.size >= 5, [...said].join());
+  for (const code of said) assert.ok(en.has(`technical_${code}`), `no words for technical ${code}`);
   const [, flags] = rust("../../docs/REFERENCE.md").match(/## Quality flags\n(.*?)stand in/s);
   assert.ok(flags.includes("`tilted`"));
   for (const [, flag] of flags.matchAll(/`(\w+)`/g)) assert.ok(en.has(`flag_${flag}`), `no words for flag ${flag}`);
