@@ -72,17 +72,31 @@ class Documents(unittest.TestCase):
         self.assertEqual(broken, [])
         self.assertGreater(seen, 60)
 
+    def test_every_credential_that_is_named_is_one_that_the_unit_hands_over(self):
+        for unit, places in {"ichd": ["daemon/ichd.toml", "daemon/src/enrol/device.rs", "docs/INSTALL.md", "daemon/src/cli/enrol.rs"],
+                             "ichd-gateway": ["tools/gateway/gateway.toml", "docs/GATEWAY.md"]}.items():
+            text = "\n".join((ROOT / place).read_text() for place in places)
+            file = next(ROOT.glob(f"*/{unit}.service"), None) or next(ROOT.glob(f"*/*/{unit}.service"))
+            handed = set(re.findall(r"^LoadCredential=([\w.-]+)$", file.read_text(), re.M))
+            named = set(re.findall(rf"/run/credentials/{unit}\.service/([a-z][\w.-]*)", text))
+            self.assertGreater(len(named), 2)
+            self.assertEqual(named - handed, set(), unit)
+            self.assertEqual(re.findall(r'^#? ?(?:key|keys|password-file|token-file) = "/etc/[^"]*"', text, re.M), [], "the daemon may not read root's own files")
+
     def test_every_word_that_the_program_warns_with_is_explained(self):
         source = "\n".join(re.split(r"#\[cfg\(test\)\]\s*mod \w+ \{", f.read_text())[0]
                            for f in (ROOT / "daemon/src").rglob("*.rs") if "test" not in f.stem)
         events = re.findall(r'log::(?:warn|error)!\(\s*event = "(\w+)"', source)
+        # Where a name is a constant of each queue.
+        queues = [name for names in re.findall(r'Events \{ failed: "(\w+)", given_up: "(\w+)" \}', source) for name in names]
+        events += queues
         reasons = re.findall(r'reasons\.push\("(\w+)"|\bsay\("(\w+)"\)|format!\("(stage_silent|certificate_expires|backend_failed):|"(certificate_expired)"|reasons: vec!\["(\w+)"', source)
         broker = re.findall(r'=> Some\("(\w+)"\)', (ROOT / "daemon/src/alert/publisher.rs").read_text())
         technical = re.findall(r'(?:raise|set)_technical\((?:tx, )?"(\w+)"', source) + ["update_failed"]
         refusals = [a or b for f in ["association.rs", "upper.rs", "mod.rs"] for a, b in
                     re.findall(r'reason: "(\w+)"|UpperError::\w+(?:\(_\))? => "(\w+)"', (ROOT / "daemon/src/receive" / f).read_text())]
         refusals += re.findall(r'closed\("(\w+)"\)', source)
-        self.assertGreater(min(len(events) // 10, len(reasons), len(technical), len(refusals) // 3), 3)
+        self.assertGreater(min(len(events) // 10, len(queues), len(reasons), len(technical), len(refusals) // 3), 3)
         words = {*events, *(w for found in reasons for w in found if w), *broker, *technical, *refusals}
         explained = set(re.findall(r"`(\w+)", (ROOT / "docs/OPERATIONS.md").read_text()))
         self.assertEqual(sorted(words - explained), [])
