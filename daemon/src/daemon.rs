@@ -141,6 +141,7 @@ pub async fn run(
     .map_err(RunError::Ledger)?;
     let shadow = Current::shadow(&config).map(|reader| Shadow::spawn(reader, ledger.clone()));
     let shadow = shadow.transpose().map_err(RunError::Thread)?;
+    let reads_along = shadow.clone();
     let order_keys = infer::package::read_keys(&config.update.command_keys).map_err(RunError::OrderKeys)?;
     let privacy = Privacy::load(&config.privacy).map_err(RunError::Privacy)?;
     let already_read = ledger.already_read().map_err(RunError::Ledger)?;
@@ -368,6 +369,9 @@ pub async fn run(
     ];
     stages.extend(page.map(|page| ("station", page)));
     let result = serve(stages, shutdown, Duration::from_millis(config.health.drain_ms)).await;
+    if let Some(shadow) = reads_along {
+        tokio::task::block_in_place(|| shadow.stop());
+    }
     // Last, so that the stop is told too.
     application(&ledger, false);
     let _ = audit_stop.send(true);

@@ -44,7 +44,7 @@ fn a_new_model_reads_along_in_silence_is_promoted_by_the_rule_and_taken_back_in_
     let text =
         text.replace("trusted-keys = [", &format!("trusted-keys = [{:?}, ", dir.path().join("test.pub")));
     let models = format!(
-        "\n[models]\ndirectory = {:?}\npromotion = \"rule\"\nseries-min = 2\nread-ms-max = 600000\n",
+        "\n[models]\ndirectory = {:?}\npromotion = \"rule\"\nseries-min = 2\npositives-min = 1\nread-ms-max = 600000\n",
         dir.path().join("models")
     );
     std::fs::write(appliance.config(), text + &models).unwrap();

@@ -183,7 +183,7 @@ fn list(common: &Common, config: &Config, store: &Store) -> Result<(), Failure> 
     for c in &listed.comparisons {
         println!(
             "{} answered, {} read along: {} series, {} with the same answer; suspected {} and {}, {} by the first alone; \
-             {} not readable; {:.0} ms and {:.0} ms on one thread",
+             {} not read or not analysed; {:.0} ms and {:.0} ms on one thread",
             &c.current_sha256[..12.min(c.current_sha256.len())],
             &c.shadow_sha256[..12.min(c.shadow_sha256.len())],
             c.series,

@@ -196,10 +196,10 @@ fn update(update: &Update) -> Result<(), ConfigError> {
 
 fn models(models: &Models) -> Result<(), ConfigError> {
     must(
-        (0.5..=1.0).contains(&models.agreement_min) && models.series_min > 0,
+        (0.5..=1.0).contains(&models.agreement_min) && models.series_min > 0 && models.positives_min > 0,
         "models",
         "has a rule that any model would pass",
-        "use series-min >= 1 and agreement-min from 0.5 to 1.0",
+        "use series-min and positives-min >= 1 and agreement-min from 0.5 to 1.0",
     )
 }
 

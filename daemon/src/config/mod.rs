@@ -557,6 +557,8 @@ pub struct Models {
     pub promotion: Promotion,
     /// Series that both models have read.
     pub series_min: u64,
+    /// Of them, suspected by the current model: quiet heads alone show nothing of what would be missed.
+    pub positives_min: u64,
     /// Share of series with the same answer.
     pub agreement_min: f64,
     /// Findings of the current model that the one in shadow would have kept silent about.
@@ -582,6 +584,7 @@ impl Default for Models {
             directory: "/var/lib/ichd-models".into(),
             promotion: Promotion::Person,
             series_min: 200,
+            positives_min: 10,
             agreement_min: 0.98,
             missed_max: 0,
             read_ms_max: 60_000,

@@ -1,4 +1,5 @@
-//! The golden series must be answered as it was when the package was made, before a model may read a patient.
+//! The golden series must be answered as it was when the package was made, before a model may read a patient; and it
+//! must be suspected by the package's own operating point, for every proof of life asks that of the whole chain.
 
 use std::sync::Arc;
 
@@ -8,8 +9,9 @@ use sha2::{Digest, Sha256};
 use super::cache::SeriesCache;
 use super::package::{ModelError, Package};
 use super::reader::Reader;
-use super::{Scores, SliceReading, hounsfield};
-use crate::assemble::geometry;
+use super::{Class, Reading, Scores, SliceReading, hounsfield};
+use crate::assemble::{Volume, geometry};
+use crate::decide::{Disposition, Stage, Why, decide, suitability};
 use crate::dicom::SliceHeader;
 use crate::spool::Instance;
 
@@ -33,7 +35,7 @@ struct Expected {
     r#final: Vec<[f32; 6]>,
 }
 
-/// Reads the golden series from the package's verified bytes and compares every probability of every stage.
+/// Reads the golden series from the package's verified bytes, compares every probability of every stage, and judges it.
 pub(super) fn prove(reader: &Reader, package: &Package) -> Result<Golden, ModelError> {
     let golden = |detail: String| ModelError::Golden { detail };
     let expected: Expected = serde_json::from_slice(package.file(&package.manifest.golden.expected))
@@ -74,7 +76,25 @@ pub(super) fn prove(reader: &Reader, package: &Package) -> Result<Golden, ModelE
             }
         }
     }
+    suspected(reader, &volume, &reading).map_err(golden)?;
     let files = package.manifest.golden_files().map(|file| package.file(file).to_vec()).collect();
     let any = expected.r#final.iter().map(|p| p[0]).fold(0.0, f32::max);
     Ok(Golden { files, any })
+}
+
+/// The daemon's own judgement of the golden series must be "suspected".
+fn suspected(reader: &Reader, volume: &Volume, reading: &Reading) -> Result<(), String> {
+    let not_analysed =
+        |why: Why| format!("would not be analysed ({}), so no proof of life could pass", why.code());
+    suitability::by_headers(volume, usize::MAX).map_err(not_analysed)?;
+    match decide(volume, Stage::Final, Ok(reading), reader.policy()).disposition {
+        Disposition::Suspected(_) => Ok(()),
+        Disposition::NotSuspected => Err(format!(
+            "is not suspected by the package's own operating point (any {:.3}, `final` wants {:.3}), so no proof of life \
+             could pass; package it with a series that the model suspects, or with thresholds that were measured",
+            reading.series.of(Class::Any),
+            reader.policy().complete.thresholds[Class::Any.index()],
+        )),
+        Disposition::NotAnalysed(why) => Err(not_analysed(why)),
+    }
 }

@@ -247,6 +247,17 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_package_that_does_not_suspect_its_own_golden_series_is_refused() {
+        let strict = Forged::new(|_, manifest| {
+            for point in manifest["operating-points"].as_array_mut().unwrap() {
+                point["thresholds"] = vec![1.0; 6].into();
+            }
+        });
+        let refusal = strict.refusal();
+        assert!(refusal.contains("not suspected by the package's own operating point"), "{refusal}");
+    }
+
+    #[test]
     fn a_golden_series_that_is_missing_or_answered_otherwise_is_refused() {
         let other = Forged::new(|dir, _| {
             let path = dir.join("golden/expected.json");

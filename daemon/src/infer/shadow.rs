@@ -3,18 +3,19 @@
 //!
 //! It comes last in everything. It reads on one thread, slice by slice, and only while no study arrives, waits or is being
 //! read; where its queue is full a series is left out. Each series is written down before it is read along, so a model that
-//! ends the program thrice is not asked a fourth time.
+//! ends the program thrice is not asked a fourth time. A series that a stop of the daemon or a power cut interrupts is left
+//! out and counts neither for nor against it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::reader::{ReadError, Reader};
 use super::{Reading, SeriesCache, Timings};
 use crate::assemble::SharedVolume;
 use crate::clock;
-use crate::decide::{Disposition, Stage, Verdict, decide};
+use crate::decide::{Stage, Verdict, decide};
 use crate::ledger::Ledger;
 use crate::ledger::shadow::Shadowed;
 
@@ -24,14 +25,23 @@ const QUEUE_MAX: usize = 16;
 const LOOK: Duration = Duration::from_millis(200);
 /// A series that arrives is read ahead; this long after its last slice the reader may still have work.
 const ARRIVING_MS: u64 = 3_000;
-/// Series that were begun and not ended: the third end of the program is no coincidence.
-const UNFINISHED_MAX: u64 = 3;
+/// The third end of the program is no coincidence.
+const CRASHES_MAX: u64 = 3;
 
 /// Where the judge offers what it has recorded. Never waits.
 #[derive(Debug, Clone)]
 pub struct Shadow {
     queue: SyncSender<(SharedVolume, Shadowed)>,
     line: Arc<Line>,
+    work: Arc<Mutex<Work>>,
+    ledger: Arc<Ledger>,
+}
+
+/// Held while a series is written down as begun, so that a stop meets it before or after, never between.
+#[derive(Debug, Default)]
+struct Work {
+    stopped: bool,
+    underway: Option<Shadowed>,
 }
 
 /// What the reader has before it.
@@ -57,13 +67,27 @@ impl Line {
 impl Shadow {
     /// Starts the thread; it ends when every [`Shadow`] is dropped and what waits has been read.
     pub fn spawn(reader: Reader, ledger: Arc<Ledger>) -> std::io::Result<Self> {
+        if let Err(error) = ledger.settle_shadow() {
+            log::warn!(event = "shadow_unwritten"; "what the model in shadow had begun was not settled: {}", crate::chain(&error));
+        }
         let (queue, offered) = sync_channel(QUEUE_MAX);
-        let line = Arc::new(Line::default());
-        let shadow = Shadow { queue, line: line.clone() };
+        let (line, work) = (Arc::new(Line::default()), Arc::default());
+        let shadow = Shadow { queue, line: line.clone(), work: Arc::clone(&work), ledger: ledger.clone() };
         std::thread::Builder::new()
             .name("ichd-shadow".into())
-            .spawn(move || run(&reader, &ledger, &offered, &line))?;
+            .spawn(move || run(&reader, &ledger, &offered, &line, &work))?;
         Ok(shadow)
+    }
+
+    /// The daemon is about to end: a series that is being read is left out, and none is begun any more.
+    pub fn stop(&self) {
+        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        work.stopped = true;
+        if let Some(row) = work.underway.take()
+            && let Err(error) = self.ledger.leave_out_shadow(&row)
+        {
+            log::warn!(event = "shadow_unwritten"; "a series that is read along was not left out: {}", crate::chain(&error));
+        }
     }
 
     /// How many complete volumes the current model has before it.
@@ -85,30 +109,48 @@ impl Shadow {
     }
 }
 
-fn run(reader: &Reader, ledger: &Ledger, offered: &Receiver<(SharedVolume, Shadowed)>, line: &Line) {
+fn run(
+    reader: &Reader,
+    ledger: &Ledger,
+    offered: &Receiver<(SharedVolume, Shadowed)>,
+    line: &Line,
+    work: &Mutex<Work>,
+) {
+    let work = || work.lock().unwrap_or_else(PoisonError::into_inner);
     while let Ok((volume, mut row)) = offered.recv() {
         line.wait();
         row.shadow_sha256.clone_from(&reader.model().sha256);
+        let mut now = work();
+        if now.stopped {
+            return;
+        }
         match ledger.begin_shadow(&row) {
-            Ok(n) if n > UNFINISHED_MAX => {
-                log::error!(event = "shadow_stopped"; "the model in shadow has ended the program {UNFINISHED_MAX} times; it reads no more");
+            Ok(crashes) if crashes >= CRASHES_MAX => {
+                log::error!(event = "shadow_stopped"; "the model in shadow has ended the program {crashes} times; it reads no more");
+                if let Err(error) = ledger.leave_out_shadow(&row) {
+                    log::warn!(event = "shadow_unwritten"; "a series was not left out: {}", crate::chain(&error));
+                }
                 return;
             }
-            Ok(_) => {}
+            Ok(_) => now.underway = Some(row.clone()),
             Err(error) => {
                 log::warn!(event = "shadow_unwritten"; "what the model in shadow does was not written: {}", crate::chain(&error));
                 continue;
             }
         }
+        drop(now);
         match read(reader, &volume, line) {
             Ok((reading, ms)) => {
                 let verdict = decide(&volume, Stage::Final, Ok(&reading), reader.policy());
-                row.shadow_suspected = Some(matches!(verdict.disposition, Disposition::Suspected(_)));
-                row.shadow_any = Some(reading.series.0[0]);
-                row.shadow_ms = Some(ms);
+                row.answer(&verdict, ms);
             }
             Err(error) => row.failure = Some(crate::chain(&error)),
         }
+        let mut now = work();
+        if now.stopped {
+            return;
+        }
+        now.underway = None;
         if let Err(error) = ledger.record_shadow(&row) {
             log::warn!(event = "shadow_unwritten"; "what the model in shadow said was not written: {}", crate::chain(&error));
         }

@@ -9,7 +9,7 @@ use super::{Ledger, LedgerError, doing, open_read_only};
 use crate::decide::{Disposition, Verdict};
 use crate::infer::{Class, Timings};
 
-/// Migration that makes the table; run by `schema`. A row with failure `unfinished` was begun and not ended.
+/// Migration that makes the table; run by `schema`. A row with failure `unfinished in <boot>` was begun and not ended.
 pub(super) const MIGRATION: &str = "
 CREATE TABLE shadow (
     series_uid TEXT NOT NULL,
@@ -27,7 +27,13 @@ CREATE TABLE shadow (
 ) STRICT;
 ";
 
-const UNFINISHED: &str = "unfinished";
+/// Begun in that run of the machine, and not ended.
+fn unfinished(boot_id: &str) -> String {
+    format!("unfinished in {boot_id}")
+}
+
+/// Begun, and the program ended with it.
+const CRASHED: &str = "crashed";
 
 /// One series, read by two models.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -46,13 +52,13 @@ pub struct Shadowed {
     pub current_any: f32,
     /// Elapsed, ms.
     pub current_ms: f64,
-    /// Whether it would have been suspected; none if it could not be read.
+    /// Whether it would have been suspected; none if it could not be read or would not have been analysed.
     pub shadow_suspected: Option<bool>,
     /// Its score of `any`.
     pub shadow_any: Option<f32>,
     /// Elapsed, ms, on one thread.
     pub shadow_ms: Option<f64>,
-    /// Why it could not be read.
+    /// Why there is no answer: the reader's error, or the reason of "not analysed".
     pub failure: Option<String>,
 }
 
@@ -74,6 +80,18 @@ impl Shadowed {
             ..Shadowed::default()
         })
     }
+
+    /// The other half. "Not analysed" is no answer: a model that reads no head would agree with every quiet one.
+    pub fn answer(&mut self, verdict: &Verdict, ms: f64) {
+        self.shadow_ms = Some(ms);
+        match &verdict.disposition {
+            Disposition::NotAnalysed(why) => self.failure = Some(why.code().into()),
+            disposition => {
+                self.shadow_suspected = Some(matches!(disposition, Disposition::Suspected(_)));
+                self.shadow_any = verdict.scores.as_ref().map(|s| s.of(Class::Any));
+            }
+        }
+    }
 }
 
 /// Two models over all series that both have read.
@@ -93,7 +111,7 @@ pub struct Comparison {
     pub shadow_suspected: u64,
     /// Suspected by the current model alone: what promotion would have kept silent.
     pub only_current: u64,
-    /// Could not be read by the one in shadow.
+    /// Not read, or not analysed, by the one in shadow.
     pub failed: u64,
     /// Mean time of the current model, ms.
     pub current_ms: f64,
@@ -102,15 +120,39 @@ pub struct Comparison {
 }
 
 impl Ledger {
-    /// Writes down that a series is about to be read along; how many were begun with this model and not ended.
+    /// Writes down that a series is about to be read along; how often this model has ended the program.
     pub fn begin_shadow(&self, row: &Shadowed) -> Result<u64, LedgerError> {
-        let begun = Shadowed { failure: Some(UNFINISHED.into()), ..row.clone() };
+        let begun = Shadowed { failure: Some(unfinished(&self.boot_id)), ..row.clone() };
         self.record_shadow(&begun)?;
         let sql = "SELECT count(*) FROM shadow WHERE shadow_sha256 = ?1 AND failure = ?2";
         self.lock()
-            .query_row(sql, [&row.shadow_sha256, UNFINISHED], |r| r.get::<_, i64>(0))
+            .query_row(sql, [&row.shadow_sha256, CRASHED], |r| r.get::<_, i64>(0))
             .map(i64::unsigned_abs)
-            .map_err(doing("count what the model in shadow began"))
+            .map_err(doing("count how often the model in shadow ended the program"))
+    }
+
+    /// What was begun and not ended before this start: in this run of the machine the program ended with it, in another
+    /// one the machine did, which says nothing of the model.
+    pub fn settle_shadow(&self) -> Result<(), LedgerError> {
+        let settle = doing("settle what the model in shadow began");
+        self.change(|tx| {
+            let crashed = "UPDATE shadow SET failure = ?1 WHERE failure = ?2";
+            let gone = "DELETE FROM shadow WHERE failure LIKE 'unfinished%'";
+            tx.execute(crashed, [CRASHED, &unfinished(&self.boot_id)])
+                .and_then(|_| tx.execute(gone, []))
+                .map(|_| ())
+                .map_err(settle)
+        })
+    }
+
+    /// The program is stopped in the middle of a series: it is left out.
+    pub fn leave_out_shadow(&self, row: &Shadowed) -> Result<(), LedgerError> {
+        let sql = "DELETE FROM shadow WHERE series_uid = ?1 AND current_sha256 = ?2 AND shadow_sha256 = ?3
+                   AND failure LIKE 'unfinished%'";
+        self.lock()
+            .execute(sql, [&row.series_uid, &row.current_sha256, &row.shadow_sha256])
+            .map(|_| ())
+            .map_err(doing("leave out what the model in shadow began"))
     }
 
     /// Writes one comparison; a series that is read again replaces it.
@@ -171,7 +213,9 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::alert::lifecycle::tests::verdict;
     use crate::config::{Profile, Site};
+    use crate::decide::{Stage, Why};
 
     #[test]
     fn agreement_and_what_would_have_been_silent_are_counted() {
@@ -198,7 +242,7 @@ mod tests {
             row("1.5", true, None),
             row("1.5", true, None),
         ] {
-            assert_eq!(ledger.begin_shadow(&row).unwrap(), 1);
+            assert_eq!(ledger.begin_shadow(&row).unwrap(), 0);
             ledger.record_shadow(&row).unwrap();
         }
         let expected = Comparison {
@@ -214,7 +258,58 @@ mod tests {
             shadow_ms: 300.0,
         };
         assert_eq!(Ledger::comparisons(dir.path()).unwrap(), [expected]);
-        assert_eq!(ledger.begin_shadow(&row("1.6", true, None)).unwrap(), 1, "a crash here");
-        assert_eq!(ledger.begin_shadow(&row("1.7", true, None)).unwrap(), 2, "and one there are two");
+    }
+
+    #[test]
+    fn a_shadow_that_analyses_nothing_agrees_with_nobody() {
+        let mut row = Shadowed::default();
+        let mut verdict = verdict(1, Stage::Final, None);
+        row.answer(&verdict, 1.0);
+        assert_eq!((row.shadow_suspected, row.failure.as_deref()), (Some(false), None));
+        let mut row = Shadowed::default();
+        verdict.disposition = Disposition::NotAnalysed(Why::NotHead);
+        row.answer(&verdict, 1.0);
+        assert_eq!((row.shadow_suspected, row.failure.as_deref()), (None, Some("not_head")));
+    }
+
+    #[test]
+    fn only_a_program_that_ended_with_a_series_counts_against_its_model() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |boot: &str| {
+            let site = Site { name: "north".into(), device: "ct-1".into(), profile: Profile::Assist };
+            let (policy, clock) = (crate::ledger::alerts::Policy::default(), crate::clock::Source::system());
+            let ledger = Ledger::open_with(dir.path(), &site, policy, clock, boot.into()).unwrap();
+            ledger.settle_shadow().unwrap();
+            ledger
+        };
+        let row = |uid: &str| Shadowed {
+            series_uid: uid.into(),
+            shadow_sha256: "bb".into(),
+            ..Shadowed::default()
+        };
+        // Stopped in the middle of a series, ten times over.
+        for n in 0..10 {
+            let ledger = open("boot-1");
+            assert_eq!(ledger.begin_shadow(&row(&format!("1.{n}"))).unwrap(), 0);
+            ledger.leave_out_shadow(&row(&format!("1.{n}"))).unwrap();
+        }
+        // Power cuts.
+        for n in 0..10 {
+            assert_eq!(open(&format!("cut-{n}")).begin_shadow(&row(&format!("2.{n}"))).unwrap(), 0);
+        }
+        drop(open("boot-2"));
+        assert_eq!(Ledger::comparisons(dir.path()).unwrap(), []);
+        // The program ends with it.
+        for n in 0..3 {
+            assert_eq!(open("boot-2").begin_shadow(&row(&format!("3.{n}"))).unwrap(), n);
+        }
+        drop(open("boot-2"));
+        assert_eq!(
+            open("boot-3").begin_shadow(&row("4.1")).unwrap(),
+            3,
+            "nor does a new start of the machine clear it"
+        );
+        drop(open("boot-4"));
+        assert_eq!(Ledger::comparisons(dir.path()).unwrap()[0].failed, 3);
     }
 }

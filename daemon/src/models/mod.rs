@@ -171,13 +171,16 @@ impl Store {
         Ok(id)
     }
 
-    /// Returns to what was current before; from the first activated package to the image's own.
+    /// Returns to what was current before; from the first activated package to the image's own, and from there to it
+    /// again.
     pub fn rollback(&self) -> Result<Option<String>, StoreError> {
-        let Some(current) = self.target("current") else { return Err(StoreError::NoPrevious) };
-        let previous = self.target("previous");
+        let (current, previous) = (self.target("current"), self.target("previous"));
+        if current.is_none() && previous.is_none() {
+            return Err(StoreError::NoPrevious);
+        }
         self.point("current", previous.as_deref())?;
         // A second rollback goes forth again.
-        self.point("previous", Some(&current))?;
+        self.point("previous", current.as_deref())?;
         Ok(previous)
     }
 
@@ -295,6 +298,13 @@ impl config::Models {
         let agreement = if seen.series == 0 { 0.0 } else { seen.agreed as f64 / seen.series as f64 };
         say(seen.series < self.series_min, format!("{} of {} series", seen.series, self.series_min));
         say(
+            seen.current_suspected < self.positives_min,
+            format!(
+                "{} of {} series that the current model suspects",
+                seen.current_suspected, self.positives_min
+            ),
+        );
+        say(
             agreement < self.agreement_min,
             format!("agreement {:.1} % of at least {:.1} %", agreement * 100.0, self.agreement_min * 100.0),
         );
@@ -302,7 +312,7 @@ impl config::Models {
             seen.only_current > self.missed_max,
             format!("{} findings of the current model alone, at most {}", seen.only_current, self.missed_max),
         );
-        say(seen.failed > 0, format!("{} series could not be read", seen.failed));
+        say(seen.failed > 0, format!("{} series not read or not analysed", seen.failed));
         say(
             seen.shadow_ms > self.read_ms_max as f64,
             format!("{:.0} ms a series on one thread, at most {}", seen.shadow_ms, self.read_ms_max),
@@ -316,7 +326,7 @@ pub fn manifest_sha256(package: &Path) -> Option<String> {
     fs::read(package.join("manifest.toml")).ok().map(|bytes| crate::hex(&Sha256::digest(bytes)))
 }
 
-/// Signature, hashes, graphs, golden scores.
+/// Signature, hashes, graphs, golden series: its scores, and that it is suspected.
 pub fn prove(package: &Path, infer: &config::Infer) -> Result<ModelId, StoreError> {
     let config = config::Infer { model: package.into(), ..infer.clone() };
     Reader::load(&config).map(|reader| reader.model().clone()).map_err(StoreError::Model)
@@ -441,16 +451,26 @@ mod tests {
         store.promote("ichd", &here.infer).unwrap();
         assert_eq!(store.rollback().unwrap(), None);
         assert!(store.current(&here.infer).is_none());
+        assert!(store.rollback().unwrap().is_some(), "again: forth");
+        assert_eq!(here.roles(), [("1.0.0".into(), vec!["current"])]);
+        assert_eq!(store.rollback().unwrap(), None);
     }
 
     #[test]
     fn a_rule_promotes_only_a_model_that_agrees_misses_nothing_and_is_fast_enough() {
         let rule = config::Models { series_min: 100, read_ms_max: 20_000, ..config::Models::default() };
-        let good = Comparison { series: 100, agreed: 99, shadow_ms: 9_000.0, ..Comparison::default() };
+        let good = Comparison {
+            series: 100,
+            agreed: 99,
+            current_suspected: 10,
+            shadow_ms: 9_000.0,
+            ..Comparison::default()
+        };
         assert!(rule.against(&good).is_empty(), "{:?}", rule.against(&good));
         for worse in [
             Comparison { series: 99, ..good.clone() },
             Comparison { agreed: 90, ..good.clone() },
+            Comparison { current_suspected: 9, ..good.clone() },
             Comparison { only_current: 1, ..good.clone() },
             Comparison { failed: 1, ..good.clone() },
             Comparison { shadow_ms: 20_001.0, ..good.clone() },

@@ -114,6 +114,9 @@ impl Shapes {
         if !probs.iter().all(|p| (0.0..=1.0).contains(p)) {
             return Err("base graph answered something else than probabilities".into());
         }
+        if !features.iter().chain(&map).all(|x| x.is_finite()) {
+            return Err("base graph answered features or a map that are no numbers".into());
+        }
         Ok(BaseOutput { features, probs, map: map.into() })
     }
 }
