@@ -16,8 +16,8 @@ interface Arrival {
   /** When the alert was raised, by its age. */
   bornAt: number;
   publishedAt: number;
-  /** Connection of this page on which the broker last showed it. */
-  conn: number;
+  /** Attempt of this page to connect in which the broker last showed it. */
+  attempt: number;
 }
 
 /** An alert as a card shows it. */
@@ -123,6 +123,8 @@ export class Station {
   #subjects = new Map<string, subject.Subject | "opening" | "locked">();
   /** Clock of each box less ours, ms, from documents that were not kept by the broker. */
   #offsets = new Map<string, number>();
+  /** Attempts that have ended: what is retained comes before the last SUBACK, so before a link is called one. */
+  #attempt = 0;
   #mqtt: Link | undefined;
   #listeners = new Set<() => void>();
   #statusSent = "";
@@ -143,6 +145,7 @@ export class Station {
     const { site, broker_url } = this.config;
     const { station, password } = this.settings;
     this.link = "connecting";
+    this.#attempt += 1;
     const dev = `ichd/1/${site}/dev/+`;
     this.#mqtt?.stop();
     this.#mqtt = new Link({
@@ -181,6 +184,7 @@ export class Station {
       for (const pending of this.#pending.values()) if (pending.state === "sending") void this.#send(pending);
     } else {
       this.linkedAt = undefined;
+      this.#attempt += 1;
     }
     this.tick();
   }
@@ -248,7 +252,7 @@ export class Station {
       return this.#receipts.forget(key);
     }
     if (change !== "applied" && change !== "repeated") return;
-    const arrival = this.#arrive(key, device, alert, retained);
+    this.#arrive(key, device, alert, retained);
     // A box that says the same revision again has not heard of us yet.
     const known = alert.receipts?.some((r) => r.station === this.settings.station);
     const again = change === "repeated" && !known;
@@ -258,13 +262,12 @@ export class Station {
         if (this.#receipts.has(key, stage)) this.#receipts.say(key, device, alert, stage, true);
       }
     }
-    if (alert.kind === "test") this.#onProof(device, arrival);
     void this.#openSubject(alert);
     this.#flush();
   }
 
   /** How old it is: by the monotonic age it was published with, plus the time the broker kept it. */
-  #arrive(key: string, device: string, alert: wire.Alert, retained: boolean): Arrival {
+  #arrive(key: string, device: string, alert: wire.Alert, retained: boolean): void {
     const published = Date.parse(alert.published_at ?? "");
     if (!retained && published) this.#offsets.set(device, published - Date.now());
     const kept = retained && published ? this.#boxWall(device) - published : 0;
@@ -272,20 +275,12 @@ export class Station {
     const publishedAt = now() - (kept > 0 && kept < HELD_MAX_MS ? kept : 0);
     const old = this.#arrivals.get(key);
     const bornAt = Math.min(publishedAt - alert.age_ms, old?.bornAt ?? Infinity);
-    const arrival = { bornAt, publishedAt, conn: this.connections };
-    this.#arrivals.set(key, arrival);
-    return arrival;
+    this.#arrivals.set(key, { bornAt, publishedAt, attempt: this.#attempt });
   }
 
   #forgetGroups(): void {
     const alive = new Set(this.#all().map(group));
     for (const key of this.#soundedGroups.keys()) if (!alive.has(key)) this.#soundedGroups.delete(key);
-  }
-
-  #onProof(device: string, arrival: Arrival): void {
-    const box = this.boxes.get(device) ?? {};
-    box.proofAt = Math.max(box.proofAt ?? -Infinity, arrival.bornAt);
-    this.boxes.set(device, box);
   }
 
   #boxWall(device: string): number {
@@ -361,14 +356,15 @@ export class Station {
       const arrival = this.#arrivals.get(key);
       if (!alert || !arrival) return [];
       const pending = this.#pendingOf(alert.alert_id);
-      const unconfirmed = settled && arrival.conn !== this.connections;
+      const unconfirmed = settled && arrival.attempt !== this.#attempt;
       return [{ key, device: key.split("/")[0]!, alert, arrival, unconfirmed, ...(pending ? { pending } : {}) }];
     });
   }
 
+  /** The box renews what is open within half its life; by its own count that begins at delivery, however old the alert. */
   #isOver(alert: wire.Alert, arrival: Arrival): boolean {
     const life = Date.parse(alert.expires_at ?? "") - Date.parse(alert.raised_at ?? "");
-    return life > 0 && now() - arrival.bornAt > life;
+    return life > 0 && now() - arrival.publishedAt > life;
   }
 
   /** Seconds since it was raised. */

@@ -65,6 +65,10 @@ export interface Heartbeat {
   last_proof_age_s?: number | null;
   proof_interval_s?: number | null;
   open_alerts?: number;
+  /** The receiver, the reader, room on the disk. */
+  dicom_ok?: boolean;
+  infer_ok?: boolean;
+  disk_ok?: boolean;
   /** What people said of the alerts of the last seven days. */
   experience_week?: { judged?: number; right?: number; wrong?: number; positive_predictive_value?: number | null };
   [field: string]: unknown;

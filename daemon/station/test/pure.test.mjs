@@ -83,6 +83,29 @@ test("silence is alarmed: link, status, three heartbeats, proof of life", async 
   assert.deepEqual(proof(null, { proof_interval_s: null }), [], "none scheduled");
 });
 
+test("a box that stands still is not available, whatever its state says", async () => {
+  const { troubles } = await load("liveness.ts");
+  const config = { devices: ["ct-1"], heartbeat_s: 20, proof_interval_s: null };
+  const beat = { uptime_s: 9_000, last_proof_age_s: 100, proof_interval_s: 900, dicom_ok: true, infer_ok: true, disk_ok: true };
+  const codes = (reasons, more = {}, since = 0) => {
+    const box = { status: { state: "degraded", reasons }, heartbeat: { ...beat, ...more }, heartbeatAt: 1_000 };
+    return troubles("connected", new Map([["ct-1", box]]), config, since, 2_000).map((t) => t.detail ? `${t.code} ${t.detail}` : t.code);
+  };
+  assert.deepEqual(codes(["no_station_ready", "broker_quota", "certificate_expires:1", "stage_silent:commit", "a_new_one"]), []);
+  for (const [reason, code] of Object.entries({
+    disk_low: "disk", publish_denied: "alerts", publish_refused: "alerts", ledger_failed: "ledger", "stage_silent:receive": "receiver",
+    "stage_silent:infer": "reader", "stage_silent:assemble": "stage assemble", "stage_silent:alert": "stage alert",
+  })) assert.deepEqual(codes([reason]), [code], reason);
+  assert.deepEqual(codes([], { dicom_ok: false, infer_ok: false, disk_ok: false }), ["receiver", "reader", "disk"]);
+  assert.deepEqual(codes(["disk_low"], { disk_ok: false }), ["disk"], "said once");
+  assert.deepEqual(codes([], { disk_ok: false }, 1_500), [], "a heartbeat from before this connection says nothing of now");
+  // Every stage of the daemon is here or is one without which the line goes on.
+  const source = readFileSync(join(here, "../../src/daemon.rs"), "utf8");
+  const stages = [...source.matchAll(/pulses\.register\("(\w+)"\)/g)].map(([, stage]) => stage);
+  const aside = stages.filter((stage) => codes([`stage_silent:${stage}`]).length === 0);
+  assert.deepEqual(aside.sort(), ["commit", "station"], `of ${stages}`);
+});
+
 test("an alert sounds until it is taken, and again only if its priority rises or it comes back", async () => {
   const { due: dueFor, REPEAT_MS } = await load("alarm.ts");
   const due = (alert, sounded, now, wall, role = "nurse") => dueFor(alert, sounded, now, wall, role);

@@ -21,6 +21,13 @@ const gone = (page, selector) => until(`${selector} is gone`, async () => (await
 const says = (page, selector, text) =>
   until(`${selector} says ${text}`, async () => (await page.locator(selector).allInnerTexts()).join(" ").match(text));
 const sounds = (page, tone, n = 1) => until(`${tone} sounds`, async () => (await heard(page, tone)) >= n);
+/** Runs in the page: so much later by its clock. */
+const later = (ms) => {
+  const now = performance.now.bind(performance);
+  performance.now = () => now() + ms;
+  window.ichd.station.tick();
+  return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+};
 const look = (page, tile) => page.locator(`[data-tile="${tile}"]`).getAttribute("data-look");
 /** A page may complain of a broker that a test has ended, and of nothing else. */
 const complaints = (page) => page.problems.filter((line) => !line.startsWith("WebSocket connection to"));
@@ -244,19 +251,27 @@ describe("a box that follows a script", () => {
     await wire.say("dev/ct-1/alert/01BACK", "", true);
   });
 
-  test("a test is receipted and counts as a proof of life, and rings for nobody", async () => {
+  test("a test is receipted and rings for nobody; whether it was a proof of life says the box", async () => {
     const page = await fresh("a-3");
     await wire.beat({ last_proof_age_s: 800 });
     await says(page, "[data-tile='proof-ct-1']", /13 min ago/);
     await wire.alert(alert({ alert_id: "01TEST", kind: "test", age_ms: 2_000, subject: { ref: "T4T-11" } }));
-    await says(page, "[data-tile='proof-ct-1']", /\d s ago.*Test T4T-11/s);
+    await says(page, "[data-tile='proof-ct-1']", /13 min ago.*Test T4T-11/s);
     for (const stage of ["received", "displayed"]) {
       await wire.next(stage, (m) => m.topic.includes("sta/a-3/receipt") && m.body.alert_id === "01TEST" && m.body.stage === stage);
     }
     assert.equal(await page.locator(".card").count(), 0);
     assert.equal(await heard(page, "urgent"), 0);
+    await wire.beat({ last_proof_age_s: 3 });
+    await says(page, "[data-tile='proof-ct-1']", /\d s ago/);
+    // Each try of a proof that fails at its last link is a test alert too.
+    await wire.beat({ last_proof_age_s: 2_000 });
+    await wire.alert(alert({ alert_id: "01TEST", rev: 2, kind: "test", subject: { ref: "T4T-12" } }));
+    await says(page, "[data-tile='proof-ct-1']", /overdue.*Test T4T-12/s);
+    await visible(page, ".unavailable[data-codes='proof']");
     await wire.say("dev/ct-1/alert/01TEST", "", true);
     await wire.beat();
+    await gone(page, ".unavailable");
   });
 
   test("a patient under seal opens with the station's key, and with no other", async () => {
@@ -291,9 +306,17 @@ describe("a box that follows a script", () => {
       await wire.status(state);
       await until(state, async () => (await page.locator(".unavailable").getAttribute("data-codes")) === "status");
     }
-    await wire.status("degraded", ["disk_low"]);
+    await wire.status("degraded", ["no_station_ready"]);
     await gone(page, ".unavailable");
+    await wire.status("degraded", ["disk_low"]);
+    await says(page, ".unavailable", /takes no images: its disk is full/);
+    await says(page, "main", /Whether there are alerts is not known/);
+    await wire.beat({ infer_ok: false });
+    await says(page, ".unavailable", /disk is full.*its reader stands still/s);
+    assert.equal(await look(page, "box-ct-1"), "bad");
+    await wire.beat();
     await wire.status("ready");
+    await gone(page, ".unavailable");
   });
 
   test("a cut link shows the banner, sounds, and the station comes back by itself with what it has", async () => {
@@ -317,6 +340,43 @@ describe("a box that follows a script", () => {
     await page.locator(".ack").click();
     await action("a-6", "ack");
     await wire.say("dev/ct-1/alert/01LINK", "", true);
+  });
+
+  test("what the broker has kept goes on waiting after a page connects; what it has lost says so", async () => {
+    const document = alert({ alert_id: "01KEPT" });
+    await wire.alert(document);
+    const page = await fresh("a-9");
+    await visible(page, ".card.waiting");
+    await page.evaluate(later, 46_000);
+    assert.equal(await page.locator(".card.waiting").count(), 1, "a minute later it waits as before");
+    await sounds(page, "urgent", (await heard(page, "urgent")) + 1);
+    // A broker that forgot: the box has not said it again.
+    await broker.down();
+    await visible(page, ".unavailable");
+    await broker.up();
+    await wire.status("ready");
+    await gone(page, ".unavailable");
+    await visible(page, ".card.waiting");
+    await page.evaluate(later, 46_000);
+    await visible(page, ".card.unconfirmed");
+    await wire.alert(document);
+    await visible(page, ".card.waiting");
+    await wire.say("dev/ct-1/alert/01KEPT", "", true);
+  });
+
+  test("an alert that nobody could be told for longer than its life is shown and sounds", async () => {
+    const page = await fresh("a-10");
+    const hours = 3_600_000;
+    const raised_at = new Date(Date.now() - 13 * hours).toISOString();
+    const expires_at = new Date(Date.now() - 1 * hours).toISOString();
+    await wire.alert(alert({ alert_id: "01LONG", age_ms: 13 * hours, raised_at, expires_at }));
+    await says(page, ".card.waiting .age", /13 h/);
+    await sounds(page, "urgent");
+    // A box that renews it no more is lost: after another life it is over here too.
+    await page.evaluate(later, 12.1 * hours);
+    await gone(page, ".card");
+    await says(page, ".earlier", /Expired/);
+    await wire.say("dev/ct-1/alert/01LONG", "", true);
   });
 
   test("a station that dies is said offline by its will; a second tab takes over quietly", async () => {

@@ -279,10 +279,12 @@ function Proof({ station, device, test }: { station: Station; device: string; te
   const week = box.heartbeat?.experience_week;
   const judged = (week?.right ?? 0) + (week?.wrong ?? 0);
   const state = box.status?.state ?? "unknown";
-  const look = state === "ready" ? "ok" : state === "degraded" ? "warn" : "bad";
+  // A box that stands still calls itself degraded.
+  const blind = station.troubles.some(({ code, device: of }) => of === device && code !== "proof" && code !== "heartbeat");
+  const look = blind ? "bad" : state === "ready" ? "ok" : state === "degraded" ? "warn" : "bad";
   return (
     <>
-      <Tile name={device} look={look} id={`box-${device}`}>{word("state_", state)}</Tile>
+      <Tile name={device} look={look} id={`box-${device}`}>{word("state_", blind && state === "degraded" ? "blind" : state)}</Tile>
       <Tile name={t("proof")} look={overdue ? "bad" : seconds === undefined ? "dim" : "ok"} id={`proof-${device}`}>
         {text}{overdue ? ` · ${t("proof_overdue")}` : ""}{test ? <em> {test}</em> : null}
       </Tile>
