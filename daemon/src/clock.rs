@@ -1,7 +1,7 @@
 //! The only reader of time. Everything else is *given* the time, so that tests are scripts of events.
 //!
 //! Durations between events are measured on the monotonic clock; wall time only labels what people read.
-//! A wrong wall clock must never hide how old an alert is (design section 8, `age_ms`).
+//! A wrong wall clock must never hide how old an alert is (`age_ms` in every alert).
 #![expect(clippy::disallowed_methods, reason = "this is the one place that reads time")]
 
 use std::sync::Arc;

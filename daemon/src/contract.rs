@@ -56,7 +56,7 @@ fn documents() -> Vec<Document> {
     ]
 }
 
-/// One topic of the table in design section 8.
+/// One topic of the table in docs/MQTT.md.
 struct Channel {
     /// Of the document on it, too.
     name: &'static str,

@@ -203,6 +203,36 @@ fn check_accepts_what_run_would_run() {
 }
 
 #[test]
+fn check_of_a_box_that_has_not_started_warns_of_what_only_the_unit_sees() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ichd.toml");
+    let tls = [
+        "ca = \"Cargo.toml\"",
+        "certificate = \"Cargo.toml\"",
+        "key = \"/run/credentials/ichd.service/no-such.key\"",
+    ];
+    let text = format!(
+        "[site]\nname = \"n\"\ndevice = \"d\"\nprofile = \"assist\"\n[infer]\nmodel = {:?}\ntrusted-keys = [{:?}]\n\
+         [alert.stations]\nward-3 = \"nurse\"\n[privacy]\nlevel = \"identified\"\nkeys = \"no-such.jwks\"\n\
+         [alert.tls]\n{}\n",
+        model(),
+        key(),
+        tls.join("\n"),
+    );
+    std::fs::write(&path, &text).unwrap();
+    let output = ichd(&["check", "--config", path.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", words(&output));
+    for warning in ["alert.tls.key: not checked; `/etc/credstore/no-such.key`", "privacy.keys: not checked"] {
+        assert!(String::from_utf8_lossy(&output.stdout).contains(warning), "{}", words(&output));
+    }
+    // A file of one's own that is not there is a mistake.
+    std::fs::write(&path, text.replace("/run/credentials/ichd.service/no-such.key", "/no/such.key")).unwrap();
+    let output = ichd(&["check", "--config", path.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(78));
+    assert!(words(&output).contains("alert.tls.key: failed to read `/no/such.key`"), "{}", words(&output));
+}
+
+#[test]
 fn a_command_whose_reader_has_left_ends_quietly() {
     let dir = tempfile::tempdir().unwrap();
     let (reader, writer) = std::io::pipe().unwrap();

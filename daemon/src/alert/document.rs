@@ -21,7 +21,7 @@ pub enum Kind {
     Finding,
     /// The box itself.
     Technical,
-    /// A drill.
+    /// A proof of life.
     Test,
 }
 
@@ -34,13 +34,13 @@ pub enum AlertState {
     Raised,
     /// A station has shown it.
     Delivered,
-    /// A named person has taken it.
+    /// A named person has acknowledged it.
     Acknowledged,
-    /// Nobody took it in time; the next role was told.
+    /// Nobody acknowledged it in time; the next role was told.
     Escalated,
     /// Done.
     Resolved,
-    /// The final verdict took it back.
+    /// The final verdict did not confirm it.
     Withdrawn,
     /// Too old to matter.
     Expired,
@@ -106,7 +106,7 @@ pub struct Alert {
     /// Stations that have it.
     #[serde(default)]
     pub receipts: Vec<Receipt>,
-    /// Who took it.
+    /// Who acknowledged it.
     #[serde(default)]
     pub ack: Option<Ack>,
     /// Who is looking.
@@ -254,7 +254,7 @@ pub struct Receipt {
     pub at: String,
 }
 
-/// A named person took it.
+/// A named person acknowledged it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Ack {

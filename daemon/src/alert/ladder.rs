@@ -36,7 +36,7 @@ pub struct Ladder {
 }
 
 impl Default for Ladder {
-    /// Design section 8.
+    /// As `daemon/ichd.toml` says.
     fn default() -> Self {
         let step =
             |after_s, roles: &[&str]| Step { after_s, roles: roles.iter().map(|r| (*r).into()).collect() };

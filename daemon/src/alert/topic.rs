@@ -1,4 +1,4 @@
-//! MQTT topics (design section 8). Levels are site and device names, checked by the configuration; never patient data.
+//! MQTT topics (docs/MQTT.md). Levels are site and device names, checked by the configuration; never patient data.
 
 use crate::config::Site;
 

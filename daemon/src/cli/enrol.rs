@@ -31,7 +31,7 @@ enum Command {
         role: Role,
         /// CN, MQTT user and topic level: lower-case letters, digits, hyphens.
         name: String,
-        /// Whom a station serves, as the ladder calls it: nurse, charge_nurse, physician, phone. [default: nurse]
+        /// Which role of the escalation a station serves: nurse, charge_nurse, physician, phone. [default: nurse]
         #[arg(long)]
         serves: Option<String>,
         /// A password instead of a certificate (stations and viewers in a browser; a device on the loopback listener).
@@ -154,7 +154,13 @@ pub fn enrol(args: &Args) -> Result<(), Failure> {
         }
         Command::Key => {
             let path = open()?.rotate_key(now_ms).map_err(failed)?;
-            println!("bring {} to every daemon and station of the site, never to the broker", path.display());
+            println!("bring {} to every box and station of the site, never to the broker", path.display());
+            println!("on every box, with level \"identified\" or \"image\" in [privacy]:");
+            println!("  install -D -m 0600 {} -t /etc/credstore/", path.display());
+            println!("  systemctl restart ichd");
+            println!(
+                "on every station: the content of the file, as \"Keys for patient identity\" where it is set up"
+            );
         }
         Command::List { json } => list(&open()?, *json, now_ms)?,
     }
@@ -195,7 +201,7 @@ fn install(enrolment: &Enrolment, taken_up_by: &str) {
 /// The daemon is the second check: it believes only whom it is told of.
 fn install_stations(enrolment: &Enrolment, role: Role) {
     if matches!(role, Role::Station | Role::Engineer) {
-        println!("on every daemon:");
+        println!("on every box:");
         println!("  install -D -m 0644 {} -t /etc/ichd/ichd.toml.d/", enrolment.stations_file().display());
         println!("  systemctl restart ichd");
     }

@@ -56,7 +56,7 @@ enum Command {
     Ledger(ledger::Args),
     /// Who may speak on the site's broker: authority, certificates, Mosquitto configuration.
     Enrol(enrol::Args),
-    /// Who was told of which finding, when, by what means, and who took it.
+    /// Who was told of which finding, when, by what means, and who acknowledged it.
     Records(records::Args),
     /// The hash-chained audit log: check it, print it.
     Audit(audit::Args),

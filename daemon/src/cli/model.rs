@@ -35,7 +35,7 @@ enum Verb {
         common: Common,
         /// Package directory.
         package: PathBuf,
-        /// Let it read along from the next start of the daemon on.
+        /// Let it run in shadow from the next start of the daemon on.
         #[arg(long)]
         shadow: bool,
     },
@@ -46,7 +46,7 @@ enum Verb {
         /// Installed package; the beginning of its name is enough.
         #[arg(required_unless_present = "off", conflicts_with = "off")]
         name: Option<String>,
-        /// No package reads along any more.
+        /// No package runs in shadow any more.
         #[arg(long)]
         off: bool,
     },
@@ -114,14 +114,14 @@ pub fn model(args: &Args) -> Result<(), Failure> {
             if *shadow {
                 store.set_shadow(Some(&installed.name), infer).map_err(failed)?;
             }
-            let reads = if *shadow { format!(", reads along {RESTART}") } else { String::new() };
+            let reads = if *shadow { format!(", runs in shadow {RESTART}") } else { String::new() };
             say(common, &installed, || format!("{} installed{reads}", installed.name))
         }
         Verb::Shadow { name, .. } => {
             let id = store.set_shadow(name.as_deref(), infer).map_err(failed)?;
             say(common, &id, || match &id {
-                Some(id) => format!("{} {} reads along {RESTART}", id.id, id.version),
-                None => format!("nothing reads along {RESTART}"),
+                Some(id) => format!("{} {} runs in shadow {RESTART}", id.id, id.version),
+                None => format!("nothing runs in shadow {RESTART}"),
             })
         }
         Verb::Promote { name, restart, .. } => {

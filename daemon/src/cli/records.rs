@@ -1,4 +1,4 @@
-//! `ichd records`: who was told of which finding, when, by what means, and who took it.
+//! `ichd records`: who was told of which finding, when, by what means, and who acknowledged it.
 
 use super::{ConfigFile, Failure};
 use crate::ledger::records;

@@ -20,7 +20,7 @@ pub fn ask(config: &ConfigFile, request: &Request) -> Result<Answer, Failure> {
     let directory = &config.state.directory;
     let answer = control::ask(directory, request).map_err(|e| {
         Failure::failed(format!(
-            "no daemon answers at `{}` ({e}); is `ichd run` running?",
+            "no daemon answers at `{}` ({e}); is `ichd run` running, and is this root?",
             control::path(directory).display()
         ))
     })?;

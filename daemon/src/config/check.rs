@@ -1,4 +1,4 @@
-//! What a configuration may not say, table by table. Each refusal names the key, what is wrong with it, and the mend.
+//! What a configuration may not say, table by table. Each refusal names the key, what is wrong with it, and how to fix it.
 
 use std::net::IpAddr;
 

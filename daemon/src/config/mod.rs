@@ -77,7 +77,7 @@ pub struct Config {
     pub models: Models,
 }
 
-/// What surfaces may say (design section 8).
+/// What surfaces may say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Profile {

@@ -28,7 +28,7 @@ pub enum May {
     Write,
 }
 
-/// Topics of a role, by design section 8. A station answers for itself only; only an engineer's sees the others and asks
+/// Topics of a role, as docs/ENROLMENT.md says. A station answers for itself only; only an engineer's sees the others and asks
 /// boxes; only a device makes alerts; a bridge and a viewer say nothing.
 pub fn grants(site: &str, role: Role, name: &str) -> Vec<(May, String)> {
     let root = format!("ichd/1/{site}");

@@ -39,7 +39,7 @@ pub const CLIENT_DAYS: u32 = 5 * 365;
 /// Days of a server certificate: Apple's devices refuse more, whoever signed it.
 pub const SERVER_DAYS: u32 = 825;
 
-/// What an identity is for (design section 8).
+/// What an identity is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {

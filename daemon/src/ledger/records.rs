@@ -1,4 +1,4 @@
-//! Who was told of a finding, when, by what means, and who took it: what an audit of critical results asks for. Read
+//! Who was told of a finding, when, by what means, and who acknowledged it: what an audit of critical results asks for. Read
 //! beside a running daemon; no patient in it, the spoken code and the keyed hash of the study name the case.
 
 use std::path::Path;

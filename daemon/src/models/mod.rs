@@ -184,7 +184,7 @@ impl Store {
         Ok(previous)
     }
 
-    /// Lets a package read along, or none.
+    /// Lets a package run in shadow, or none.
     pub fn set_shadow(
         &self,
         wanted: Option<&str>,

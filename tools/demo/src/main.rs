@@ -232,8 +232,12 @@ fn headline(alert: &serde_json::Value) -> String {
             .map_or(String::new(), |a| a.iter().filter_map(|s| s.as_str()).collect::<Vec<_>>().join(", "))
     };
     let any = finding["p"]["any"].as_f64().unwrap_or(0.0);
-    let range =
-        finding["slice_range"].as_array().map_or(String::new(), |r| format!(", slices {}-{}", r[0], r[1]));
+    // People count slices from 1.
+    let place = |n: usize| finding["slice_range"].get(n).and_then(|v| v.as_u64()).map(|v| v + 1);
+    let range = match (place(0), place(1)) {
+        (Some(first), Some(last)) => format!(", slices {first}-{last}"),
+        _ => String::new(),
+    };
     let volume = finding["volume_ml"].as_f64().map_or(String::new(), |v| format!(", about {v:.0} mL"));
     format!(
         "{} {}, suspected {} {}{range}{volume} (any {any:.2})",

@@ -120,7 +120,7 @@ pub struct Webhook {
 }
 
 impl Config {
-    /// Reads and checks a file; the message names key and mend.
+    /// Reads and checks a file; the message names the key and how to fix it.
     pub fn load(path: &Path) -> Result<Self, String> {
         let config: Config =
             toml::from_str(&crate::http::read(path)?).map_err(|e| format!("in `{}`: {e}", path.display()))?;
