@@ -14,7 +14,7 @@ use super::document::{Alert, AlertState, Kind};
 /// Told to everybody.
 pub const EVERYONE: &str = "everyone";
 
-/// One rung.
+/// One step.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Step {

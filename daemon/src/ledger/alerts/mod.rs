@@ -1,6 +1,6 @@
 //! The alerts and their way out: every transition is a row before it is a publish.
 //!
-//! One row per alert, in one shape whatever it is about: a study, trouble of the box, a drill. What changes it: a
+//! One row per alert, in one shape whatever it is about: a study, trouble of the box, a proof of life. What changes it: a
 //! verdict ([`Ledger::record`]), a station's receipt, a person's action, or time ([`Ledger::tick`]). Each is one
 //! transaction with its audit row, the new revision and its place in the outbox.
 
@@ -196,16 +196,16 @@ impl Ledger {
         study_ref: &str,
         finding: &Finding,
     ) -> Result<Stored, LedgerError> {
-        let drill: Option<i64> = tx
+        let proof: Option<i64> = tx
             .query_row("SELECT id FROM proofs WHERE study_uid = ?1", [verdict.study.as_str()], |r| r.get(0))
             .optional()
             .map_err(doing("read proofs of life"))?;
         let mut alert = self.new_alert(
             tx,
             verdict.study.as_str(),
-            if drill.is_some() { Kind::Test } else { Kind::Finding },
+            if proof.is_some() { Kind::Test } else { Kind::Finding },
         )?;
-        if let Some(id) = drill {
+        if let Some(id) = proof {
             alert.document.addendum.push("proof of life: a synthetic study, no patient".into());
             tx.execute(
                 "UPDATE proofs SET alert_id = ?2, reached = 'verdict' WHERE id = ?1",
@@ -317,14 +317,14 @@ impl Ledger {
         (stored.called_unheard, stored.delivered_elapsed_ms) = (false, None);
     }
 
-    /// The next rung, now.
+    /// The next step, now.
     fn step_up(&self, stored: &mut Stored) {
         let age = self.elapsed_ms().saturating_sub(stored.raised_elapsed_ms);
         let escalation = &mut stored.document.escalation;
         let ladder = self.policy.ladder_named(&escalation.policy);
         escalation.step += 1;
         escalation.roles = ladder.roles(escalation.step);
-        // A rung taken early does not bring the next one forward beyond its own distance.
+        // A step taken early does not bring the next one forward beyond its own distance.
         let distance = match (ladder.next_at_ms(escalation.step), ladder.next_at_ms(escalation.step - 1)) {
             (Some(next), Some(this)) => Some(next.saturating_sub(this)),
             _ => None,
