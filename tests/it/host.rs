@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use crate::peers::{Appliance, Mosquitto, Phantom, alone, free_port, repository, storescu};
 
 const MOSQUITTO_DROP_IN: &str = "yocto/meta-ichd/recipes-connectivity/mosquitto/files/10-ichd.conf";
-const FIREWALL: &str = "yocto/meta-ichd/recipes-core/ichd-host/files/ichd.nft";
+const MACHINE: &str = "yocto/meta-ichd/recipes-core/ichd-host/files";
 
 /// `systemd-analyze security` in tenths, exposure 15 is 1.5; fails above it.
 fn exposure_is_at_most_15(root: &Path, unit: &str) {
@@ -37,6 +37,11 @@ fn the_sandbox_of_daemon_and_broker_is_tight() {
     exposure_is_at_most_15(root.path(), "ichd.service");
     exposure_is_at_most_15(root.path(), "mosquitto.service");
     exposure_is_at_most_15(root.path(), "ichd-gateway.service");
+    // Nor does either see the bus, on which RAUC and systemd take orders; who is denied there is in test_host_updates.py.
+    for unit in ["daemon/ichd.service", MOSQUITTO_DROP_IN] {
+        let text = std::fs::read_to_string(repository().join(unit)).unwrap();
+        assert!(text.lines().any(|line| line == "InaccessiblePaths=-/run/dbus"), "{unit}");
+    }
 }
 
 /// In a network of its own: the box at .1, a listed scanner at .2, a stranger at .3 and a listed station at .4 of the
@@ -56,9 +61,10 @@ ip -n lan addr add 10.20.0.4/24 dev far
 ip -n lan link set far up
 echo 'add element inet ichd scanners { 10.20.0.2 }' > /run/site/site.nft
 echo 'add element inet ichd stations { 10.20.0.4 }' >> /run/site/site.nft
-sed 's#/etc/ichd/firewall.d#/run/site#' "$1" > /run/ichd.nft
+for file in ichd.nft ichd-site.nft; do sed 's#/etc/ichd/firewall.d#/run/site#; s#/etc/nftables#/run#' "$1/$file" > /run/$file; done
 nft -f /run/ichd.nft
-nft -f /run/ichd.nft
+nft -f /run/ichd-site.nft
+nft -f /run/ichd-site.nft
 python3 - <<'END'
 import socket, subprocess, sys
 probe = "import socket,sys; socket.create_connection(('10.20.0.1', int(sys.argv[2])), 2, (sys.argv[1], 0))"
@@ -74,14 +80,28 @@ for port in (8443, 8883, 8884, 8885):
     assert reach(station, port), f"the listed station was kept out of {port}"
 for who, port in [(stranger, 104), (stranger, 8884), (station, 104), (scanner, 8884)]:
     assert not reach(who, port), f"{who} got into {port}"
+# A line that is wrong: a reload changes nothing, and a box that starts with it is closed, not open.
+open("/run/site/site.nft", "a").write("add element inet ichd scanner { 10.20.0.3 }\n")
+nft = lambda file: subprocess.run(["nft", "-f", file], stderr=subprocess.DEVNULL).returncode
+assert nft("/run/ichd-site.nft") != 0, "the wrong line was taken"
+assert reach(scanner, 104) and not reach(stranger, 104), "a refused reload changed the filter"
+subprocess.run(["nft", "flush", "ruleset"], check=True)
+assert reach(stranger, 104), "without a filter everybody is in, or this test shows nothing"
+assert nft("/run/ichd.nft") == 0 and nft("/run/ichd-site.nft") != 0
+for who, port in [(stranger, 104), (scanner, 104), (station, 8884)]:
+    assert not reach(who, port), f"{who} got into {port} of a box whose site's file is wrong"
 END
 "#;
 
 #[test]
 fn the_packet_filter_admits_the_listed_scanner_and_no_stranger() {
+    let unit = std::fs::read_to_string(repository().join(MACHINE).join("ichd-firewall.service")).unwrap();
+    let starts: Vec<&str> =
+        unit.lines().filter_map(|l| l.strip_prefix("ExecStart=/usr/sbin/nft -f /etc/nftables/")).collect();
+    assert_eq!(starts, ["ichd.nft", "ichd-site.nft"], "closed first");
     let output = Command::new("unshare")
         .args(["--map-root-user", "--net", "--mount", "sh", "-c", STRANGER, "sh"])
-        .arg(repository().join(FIREWALL))
+        .arg(repository().join(MACHINE))
         .output()
         .expect("unshare is needed");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -114,4 +134,55 @@ fn a_port_that_systemd_holds_is_taken_over() {
     let _ = held.kill();
     let _ = held.wait();
     assert!(sent.0, "{}", sent.1);
+}
+
+/// As yocto/README.md says, "Commissioning": three folders of `ichd enrol` on a stick. Whatever the configuration that they
+/// bring names lies on the data partition afterwards.
+#[test]
+fn a_stick_with_what_enrolment_made_is_all_that_a_box_needs() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let enrol = |line: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ichd"));
+        let command = command.arg("enrol").arg("--dir").arg(at("site")).args(line.split(' '));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    enrol("init --site north --broker 10.20.0.5");
+    enrol("add device ct-1 --address 10.20.0.5");
+    enrol("add station nurse-1");
+    let script = r#"
+        set -e
+        cd "$1"
+        mkdir -p stick/site bin data/etc/ichd/ichd.toml.d data/etc/ichd/firewall.d data/etc/credstore data/etc/network
+        cp -r site/daemon site/broker stick/site/
+        cp -r site/device/ct-1 stick/site/device
+        for program in systemctl chown; do printf '#!/bin/sh\n' > bin/$program; chmod 755 bin/$program; done
+        PATH=$PWD/bin:$PATH ICHD_STICK=$PWD/stick ICHD_DATA=$PWD/data sh "$2"
+    "#;
+    let output = Command::new("sh")
+        .args(["-c", script, "sh"])
+        .arg(dir.path())
+        .arg(repository().join(MACHINE).join("stick"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("enrolled: "), "{said}");
+
+    let etc = at("data/etc");
+    let mut named = 0;
+    for file in ["ichd/ichd.toml.d/40-enrolled.toml", "mosquitto/mosquitto.conf"] {
+        for word in std::fs::read_to_string(etc.join(file)).unwrap().split([' ', '"', '\n']) {
+            let below = word.strip_prefix("/etc/").map(Into::into);
+            let below = below.or_else(|| {
+                word.strip_prefix("/run/credentials/ichd.service/").map(|key| format!("credstore/{key}"))
+            });
+            if let Some(below) = below {
+                named += 1;
+                assert!(etc.join(&below).exists(), "{file} names {word}");
+            }
+        }
+    }
+    assert!(named > 8, "only {named} files are named");
+    assert!(etc.join("ichd/ichd.toml.d/50-stations.toml").exists());
 }

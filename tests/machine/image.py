@@ -52,17 +52,17 @@ def run_recipe(recipe: str, root: pathlib.Path, body="do_install", **variables):
     path = LAYER / recipe
     text = path.read_text()
     script = re.search(r"^" + re.escape(body) + r"\(\) \{\n(.*?)^\}", text, re.M | re.S)[1]
-    services = re.search(r'^SYSTEMD_SERVICE:\$\{PN\} = "(.*?)"', text, re.M | re.S)
+    services = dict(re.findall(r'^(SYSTEMD_SERVICE:\$\{PN\}(?:-grub)?) = "(.*?)"', text, re.M | re.S))
     values = PLACES | {"D": str(root), "UNPACKDIR": str(path.parent / "files")} | {k: str(v) for k, v in variables.items()}
-    if services:
-        values["SYSTEMD_SERVICE:${PN}"] = services[1].replace("\\\n", " ")
-        script = script.replace("${SYSTEMD_SERVICE:${PN}}", values["SYSTEMD_SERVICE:${PN}"])
+    services = {name: units.replace("\\\n", " ") for name, units in services.items()}
+    for name, units in services.items():
+        script = script.replace("${" + name + "}", units)
     for name, value in values.items():
         script = script.replace("${" + name + "}", value)
     left = re.findall(r"\$\{[A-Za-z_:]+\}", script)
     assert not left, f"{recipe}: {left} is not expanded"
     sh("sh", "-eu", "-c", script)
-    return values.get("SYSTEMD_SERVICE:${PN}", "").split()
+    return " ".join(services.values()).split()
 
 
 class Builder:
@@ -124,9 +124,9 @@ class Builder:
         run_recipe("recipes-connectivity/mosquitto/mosquitto_%.bbappend", root, "do_install:append:ichd-appliance")
         # meta-rauc brings system.conf and keyring; the bbappend only edits them.
         write("usr/lib/rauc/system.conf", (LAYER / "recipes-core/rauc/files/system.conf").read_text())
-        run_recipe("recipes-core/rauc/rauc-conf.bbappend", root, "do_install:append:ichd-appliance", UNPACKDIR="", ICHD_SIGNING=self.keys)
-        if (LAYER / "recipes-core/rauc/rauc_%.bbappend").exists():
-            run_recipe("recipes-core/rauc/rauc_%.bbappend", root, "do_install:append:ichd-appliance")
+        write("usr/lib/rauc/ca.cert.pem", (self.keys / "ca.cert.pem").read_text())
+        run_recipe("recipes-core/rauc/rauc-conf.bbappend", root, "do_install:append:ichd-appliance", ICHD_MIN_BUNDLE_VERSION="0.9.0")
+        run_recipe("recipes-core/rauc/rauc_%.bbappend", root, "do_install:append:ichd-appliance")
         release = (LAYER / "recipes-core/images/ichd-image.bb").read_text()
         release = re.search(r"^ichd_release\(\) \{\n(.*?)^\}", release, re.M | re.S)[1]
         release = release.replace("${IMAGE_ROOTFS}", str(root)).replace("${nonarch_libdir}", "/usr/lib").replace("${DISTRO_VERSION}", version)
@@ -140,8 +140,13 @@ class Builder:
 
         # What a Yocto image brings by itself: an address by DHCP, no root password, no fstab, no unit of RAUC's that
         # marks a slot good because it has booted.
-        write("etc/systemd/network/80-wired.network", "[Match]\nName=e*\n[Network]\nDHCP=yes\n")
-        write("etc/fstab", "")
+        write("usr/lib/systemd/network/80-wired.network", "[Match]\nName=e*\n[Network]\nDHCP=yes\n")
+        # Of core's base-files: /var/volatile in RAM, /var/log a link into it.
+        write("etc/fstab", "tmpfs /var/volatile tmpfs defaults 0 0\n")
+        (root / "var/volatile").mkdir()
+        shutil.rmtree(root / "var/log")
+        (root / "var/log").symlink_to("volatile/log")
+        write("usr/lib/tmpfiles.d/00-create-volatile.conf", "d /var/volatile/log - - - -\n")
         write("etc/machine-id", "")
         for unit in ["rauc-mark-good.service", "systemd-firstboot.service", "e2scrub_reap.service", "apt-daily.timer", "apt-daily-upgrade.timer",
                      "dpkg-db-backup.timer", "e2scrub_all.timer", "fstrim.timer"]:

@@ -1,5 +1,6 @@
 """The machine: QEMU with OVMF, its power, its serial lines, its disk seen from outside."""
 
+import json
 import pathlib
 import random
 import re
@@ -91,6 +92,8 @@ class Machine:
                 "-drive", f"if=virtio,format=raw,file={self.disk},cache=unsafe",
                 "-netdev", f"user,id=n{forward}", "-device", "virtio-net-pci,netdev=n", "-device", "virtio-rng-pci",
                 "-device", "i6300esb", "-action", "watchdog=reset",
+                # Where a stick is put in.
+                "-device", "pcie-root-port,id=front", "-qmp", f"unix:{self.work / 'monitor.sock'},server=on,wait=off",
                 "-serial", f"file:{log}", "-serial", f"unix:{sockets},server=on,wait=off",
             ],
             stderr=(self.work / "qemu.log").open("a"),
@@ -119,6 +122,26 @@ class Machine:
         """Seconds in which it could run; see Patience."""
         assert self.process.poll() is None, "QEMU has ended; qemu.log says why"
         return self.patience.look()
+
+    def monitor(self, *commands: dict):
+        with socket.socket(socket.AF_UNIX) as line:
+            line.connect(str(self.work / "monitor.sock"))
+            answers = line.makefile("r")
+            answers.readline()
+            for command in ({"execute": "qmp_capabilities"}, *commands):
+                line.sendall(json.dumps(command).encode() + b"\n")
+                answer = {"event": ""}
+                while "event" in answer:
+                    answer = json.loads(answers.readline())
+                assert "return" in answer, f"{command}: {answer}"
+
+    def plug(self, stick: pathlib.Path):
+        file = {"driver": "file", "filename": str(stick), "read-only": True}
+        self.monitor({"execute": "blockdev-add", "arguments": {"driver": "raw", "node-name": "stick", "read-only": True, "file": file}},
+                     {"execute": "device_add", "arguments": {"driver": "virtio-blk-pci", "id": "stick", "drive": "stick", "bus": "front"}})
+
+    def pull(self):
+        self.monitor({"execute": "device_del", "arguments": {"id": "stick"}})
 
     def pause(self, on: bool):
         self.process.send_signal(signal.SIGSTOP if on else signal.SIGCONT)

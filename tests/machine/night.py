@@ -117,6 +117,7 @@ class Night:
         self.boot_s = time.monotonic() - began
         failed = self.machine.must("systemctl --failed --plain --no-legend --no-pager").strip()
         assert not failed, failed
+        self.machine.must("/usr/libexec/ichd/state && mountpoint -q /var/volatile/log/journal && ls /var/log/journal/*/system.journal")
         size = int(self.machine.must("df -B1M --output=size /data | tail -1").split()[-1])
         assert size > 1000, f"the data partition did not grow: {size} MB"
         slots = {slot["bootname"]: slot["boot_status"] for slot in self.status()["slots"]}
@@ -124,10 +125,19 @@ class Night:
         return f"{self.running()}, receiving after {ready_s:.0f} s, data grown to {size} MB, both slots good"
 
     def enrolment(self):
-        self.site.bring(self.machine, self.updates.port)
-        self.wait("ichd", lambda: self.machine.sh("systemctl is-active --quiet ichd.service")[0] == 0)
+        console = "systemctl is-active --quiet ichd-console@ttyS0.service"
+        self.machine.plug(self.site.stick(self.work, self.updates.port))
+        taken = "test -e /etc/ichd/ichd.toml.d/40-enrolled.toml && ! test -e /etc/ichd/commissioning"
+        try:
+            self.wait("the site of the stick", lambda: self.machine.sh(taken)[0] == 0)
+        finally:
+            said = self.machine.sh("journalctl -u ichd-stick -o cat --no-pager | tail -n 8")[1]
+            say(f"   {said.strip()}")
+        self.wait("the service console", lambda: self.machine.sh(console)[0] == 0, 60)
+        self.machine.pull()
+        self.wait("its end without the stick", lambda: self.machine.sh(console)[0] != 0, 60)
         self.wait("the device's status at the broker", lambda: self.wall.status().get("state") in ("ready", "degraded"))
-        return "broker over mutual TLS, device key as a credential, packet filter with one scanner and one station net"
+        return "by a stick: broker over mutual TLS, device key as a credential, packet filter with one scanner and one station net"
 
     def alert(self):
         files = self.scanner.series()

@@ -4,6 +4,7 @@ import http.server
 import json
 import pathlib
 import re
+import shutil
 import ssl
 import subprocess
 import threading
@@ -36,34 +37,19 @@ class Site:
         assert found, f"enrolment made no {name}"
         return found[0]
 
-    def bring(self, machine: Machine, updates_port: int):
-        """Enrols the box as docs/ENROLMENT.md says: broker's files, the device's certificate, its key as a credential."""
-        broker = self.find("mosquitto.conf").parent
-        pack = fresh(machine.work / "pack")
-        for part in ["broker", "device"]:
-            (pack / part).mkdir()
-        for file in broker.iterdir():
-            if file.is_file():
-                (pack / "broker" / file.name).write_bytes(file.read_bytes())
-        for name in ["ca.crt", "device.crt", "device.key"]:
-            (pack / "device" / name).write_bytes(self.find(name, DEVICE).read_bytes())
-        (pack / "device/site.toml").write_text(f"""[site]
-name = "{SITE}"
-device = "{DEVICE}"
-[receive]
+    def stick(self, work: pathlib.Path, updates_port: int) -> pathlib.Path:
+        """What field service makes of the enrolment, as yocto/README.md says under "Commissioning"."""
+        folder = fresh(work / "stick")
+        for part in ["daemon", "broker"]:
+            shutil.copytree(self.folder / part, folder / "site" / part)
+        shutil.copytree(self.folder / "device" / DEVICE, folder / "site/device")
+        (folder / "console.key").write_text("of this test alone, 32 bytes at least")
+        (folder / "site/90-site.toml").write_text(f"""[receive]
 calling-ae-titles = ["CT1"]
 peer-addresses = ["10.0.2.2"]
 free-bytes-min = 50000000
 [spool]
 free-bytes-target = 60000000
-[alert]
-broker-port = 8883
-[alert.tls]
-ca = "/etc/ichd/tls/ca.crt"
-certificate = "/etc/ichd/tls/device.crt"
-key = "/run/credentials/ichd.service/device.key"
-[alert.stations]
-nurse-1 = "nurse"
 [proof]
 limit-s = 600                   # an emulated processor
 [health]
@@ -71,20 +57,12 @@ stage-silence-max-s = 300
 [update]
 source = "https://10.0.2.2:{updates_port}/update.raucb"
 """)
-        (pack / "device/site.nft").write_text("add element inet ichd scanners { 10.0.2.2 }\nadd element inet ichd stations { 10.0.2.2 }\n")
-        packed = subprocess.run("tar -C pack -cz . | base64 -w 76", shell=True, cwd=machine.work, capture_output=True, text=True, check=True).stdout
-        machine.must("base64 -d > /tmp/pack.tar.gz <<'END'\n" + packed + "END")
-        for line in [
-            "mkdir -p /tmp/pack && tar -C /tmp/pack -xzf /tmp/pack.tar.gz",
-            "cd /tmp/pack/broker && install -d -o mosquitto -m 0700 /etc/mosquitto/ichd /etc/mosquitto/ichd/conf.d"
-            " && install -o mosquitto -m 0600 * /etc/mosquitto/ichd/ && install -m 0644 mosquitto.conf /etc/mosquitto/mosquitto.conf",
-            "cd /tmp/pack/device && install -d /etc/ichd/tls && install -m 0644 ca.crt device.crt /etc/ichd/tls/"
-            " && install -m 0600 device.key /etc/credstore/ && install -m 0644 site.toml /etc/ichd/ichd.toml.d/"
-            " && install -m 0644 site.nft /etc/ichd/firewall.d/",
-            "cd /; rm -r /tmp/pack*; sync",
-            "systemctl reload ichd-firewall; systemctl restart mosquitto; systemctl restart --no-block ichd",
-        ]:
-            machine.must(line)
+        (folder / "site/site.nft").write_text("add element inet ichd scanners { 10.0.2.2 }\nadd element inet ichd stations { 10.0.2.2 }\n")
+        image = work / "stick.img"
+        image.unlink(missing_ok=True)
+        sh("mkfs.vfat", "-C", "-n", "ICHD-SITE", image, 16 * 1024, stdout=subprocess.DEVNULL)
+        sh("mcopy", "-s", "-i", image, folder / "site", folder / "console.key", "::/")
+        return image
 
 
 class Wall:

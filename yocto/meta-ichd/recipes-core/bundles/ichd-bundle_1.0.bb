@@ -15,7 +15,7 @@ RAUC_SLOT_rootfs[fstype] = "ext4"
 # Blocks that did not change are taken from the running slot: an update over a thin line stays small.
 RAUC_SLOT_rootfs[adaptive] = "block-hash-index"
 
-# Named in the site's own configuration (kas/signing.yml.example); the private key never lies in the repository.
+# ICHD_SIGNING in local.conf or a kas file of one's own says where they lie; a private key never lies in the repository.
 RAUC_KEY_FILE ?= "${ICHD_SIGNING}/bundle.key.pem"
 RAUC_CERT_FILE ?= "${ICHD_SIGNING}/bundle.cert.pem"
 RAUC_KEYRING_FILE ?= "${ICHD_SIGNING}/ca.cert.pem"

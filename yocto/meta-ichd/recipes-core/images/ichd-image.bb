@@ -25,7 +25,8 @@ IMAGE_INSTALL = "packagegroup-core-boot \
 # `ichd-mark-good` marks a slot after proof of life; RAUC's own unit would do so as soon as it has booted.
 BAD_RECOMMENDATIONS += "rauc-mark-good"
 
-# Nobody logs in: no password for root, a locked account, the console for field service by a drop-in of the site.
+# Nobody logs in: no password for root, a locked account. The console for field service opens to the stick that the box was
+# commissioned with (`stick` of ichd-host).
 ROOTFS_POSTPROCESS_COMMAND += "ichd_lock_root; ichd_release;"
 
 ichd_lock_root[doc] = "Locks the account of root"
