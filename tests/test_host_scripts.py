@@ -41,13 +41,13 @@ class HostScripts(unittest.TestCase):
     def test_a_slot_on_trial_is_left_when_its_program_cannot_judge_it_and_no_other_is(self):
         for code in (0, 1, 75):
             self.assertEqual(self.proves(code), (code, False), "the program has judged")
-        for code in (70, 78, 127, 139):
+        for code in (69, 70, 78, 127, 139):
             self.assertEqual(self.proves(code), (code, True))
             self.assertEqual(self.proves(code, trial="A"), (code, False), "the other slot is on trial")
             self.assertEqual(self.proves(code, trial=None), (code, False), "proven before")
 
     def test_a_slot_that_never_proved_itself_is_not_kept_beside_one_that_did(self):
-        for code in (70, 127):
+        for code in (69, 70, 127):
             self.assertEqual(self.proves(code, trial=None, proven="A"), (code, True))
             self.assertEqual(self.proves(code, trial=None, proven="B"), (code, False), "it is the proven one")
             self.assertEqual(self.proves(code, trial=None, proven=""), (code, False), "there is nowhere to go")

@@ -13,14 +13,15 @@ use crate::peers::{Appliance, Listener, Mosquitto, Phantom, alone, storescu, wai
 const COMPATIBLE: &str = "ichd-test";
 const IMAGE_BYTES: usize = 3 << 20;
 
-/// A boot loader made of files: which slot is first, and what is thought of each.
+/// A boot loader made of files: which slot is first, what is thought of each, and which has spent its one attempt. RAUC's
+/// side of GRUB names no primary that has.
 const BOOT_LOADER: &str = r#"#!/bin/sh
 cd "$(dirname "$0")" || exit 1
 case "$1" in
-get-primary) cat primary ;;
-set-primary) echo "$2" > primary ;;
-get-state) cat "state.$2" ;;
-set-state) echo "$3" > "state.$2" ;;
+get-primary) first=$(cat primary); case "$first" in A) next=B ;; *) next=A ;; esac; if [ -e "tried.$first" ]; then echo "$next"; else echo "$first"; fi ;;
+set-primary) rm -f "tried.$2"; echo "$2" > primary ;;
+get-state) if [ -e "tried.$2" ]; then echo bad; else cat "state.$2"; fi ;;
+set-state) rm -f "tried.$2"; echo "$3" > "state.$2" ;;
 get-current) echo A ;;
 esac
 "#;
@@ -111,6 +112,7 @@ impl Machine {
     fn reboots(&mut self) -> &'static str {
         self.kill_rauc();
         self.slot = if self.read("primary") == "B" { "B" } else { "A" };
+        std::fs::write(self.at("tried.").with_extension(self.slot), "").unwrap();
         let book = self.at("update/slots.json");
         if let Ok(text) = std::fs::read_to_string(&book) {
             std::fs::write(&book, text.replace(&ichd::clock::boot_id(), "another-run")).unwrap();
@@ -502,6 +504,51 @@ fn a_slot_stays_only_after_proof_of_life_and_a_failed_one_is_left_aloud() {
 }
 
 #[test]
+fn a_proven_slot_is_kept_however_long_its_broker_is_away() {
+    if left_out() {
+        return;
+    }
+    let _alone = alone();
+    let mut broker = Mosquitto::start();
+    let appliance = Appliance::alerts_to(&broker);
+    let mut machine = Machine::beside(&appliance);
+    let mark = |machine: &Machine, patience: &str| {
+        let output = machine.ichd(&["mark-good", "--wait-s", patience]);
+        (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert_eq!(mark(&machine, "60").0, 0);
+    // The next boot, and nobody to hear an alert.
+    assert_eq!(machine.reboots(), "A");
+    broker.down();
+    assert_eq!(machine.status()["reboot_pending"], false, "that it is not marked is no order to leave it");
+    let timer = machine.ichd(&["install", "--if-configured", "--reboot"]);
+    assert_eq!((timer.status.code(), machine.at("bin/asked").exists()), (Some(0), false), "{timer:?}");
+    let (code, words) = mark(&machine, "1");
+    assert_eq!(code, 75, "{words}");
+    assert!(!machine.at("tried.A").exists(), "its attempt was earned before");
+    let status = machine.status();
+    assert_eq!((&status["proven"], &status["reboot_pending"]), (&true.into(), &false.into()), "{status}");
+    // While it asks, an update may be written: that may be what mends it.
+    let mut asks = machine.command(&["mark-good", "--wait-s", "60"]).spawn().unwrap();
+    wait_until("it asks", || asks.try_wait().unwrap().is_none());
+    let (code, words) = machine.install(&machine.bundle("7.0.0", COMPATIBLE, "ours", 1), &["--now"]);
+    let _ = (asks.kill(), asks.wait());
+    assert_eq!(code, 0, "{words}");
+}
+
+#[test]
+fn without_rauc_nothing_is_judged_and_that_has_an_exit_code_of_its_own() {
+    if left_out() {
+        return;
+    }
+    let _alone = alone();
+    let mut machine = Machine::boots_a();
+    machine.kill_rauc();
+    let output = machine.ichd(&["mark-good", "--wait-s", "0"]);
+    assert_eq!(output.status.code(), Some(69), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
 fn an_engineer_orders_a_version_over_mqtt_and_nobody_else_can() {
     if left_out() {
         return;
@@ -565,6 +612,19 @@ fn an_engineer_orders_a_version_over_mqtt_and_nobody_else_can() {
     assert_eq!(send("bench", &order), "accepted ok", "the box forgets nothing, the daemon need not know");
     assert!(machine.ichd(&["install", "--if-configured"]).status.success());
     assert!(machine.slot_b_is(2), "the old order is done; the source's newest was taken");
+    // One that cannot be met: whoever gave it is told, on the wire and for good.
+    assert_eq!(
+        send("bench", &sign("a", &["--site", "north", "--device", "ct-1", "--version", "9.9.9"])),
+        "accepted ok"
+    );
+    assert_eq!(machine.ichd(&["install", "--if-configured"]).status.code(), Some(1));
+    let text = loop {
+        let alert = listener.next("ichd.alert/1");
+        if alert["technical"]["code"] == "update_failed" {
+            break alert["technical"]["text"].as_str().unwrap().to_owned();
+        }
+    };
+    assert!(text.contains("ordered") && text.contains("not_ordered"), "{text}");
 }
 
 #[test]

@@ -169,7 +169,7 @@ class Machine:
             if not more:
                 raise ConnectionError("the machine is off")
             seen += more
-            found = re.search(rb"(?s)(.*)" + mark.encode() + rb" (\d+)", seen)
+            found = re.search(rb"(?s)(.*)" + mark.encode() + rb" (\d+)\r?\n", seen)
             if found:
                 return int(found[2]), found[1].decode(errors="replace").replace("\r", "")
         raise TimeoutError(f"no answer to `{command}`: {seen[-400:]!r}")

@@ -389,7 +389,7 @@ pub enum UpdatePhase {
     Deferred,
     /// The other slot is being written.
     Installing,
-    /// It could not be written; the running slot is untouched.
+    /// It was not to be had, was refused or could not be written; the running slot is untouched.
     NotInstalled,
     /// Written; boots next.
     Installed,
@@ -414,12 +414,15 @@ pub struct Update {
     /// For people: what it waits for, or why it failed.
     #[serde(default)]
     pub reasons: Vec<String>,
+    /// The order that it follows, if an engineer gave one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order_id: Option<String>,
 }
 
 impl Update {
     /// A phase of which nothing more is known.
     pub fn new(phase: UpdatePhase) -> Self {
-        Update { phase, version: None, percent: None, reasons: vec![] }
+        Update { phase, version: None, percent: None, reasons: vec![], order_id: None }
     }
 }
 

@@ -72,6 +72,8 @@ enum Command {
 
 /// Deferred or not proven yet: ask again (EX_TEMPFAIL).
 const LATER: u8 = 75;
+/// What the command stands on does not answer, so nothing was decided (EX_UNAVAILABLE).
+const UNAVAILABLE: u8 = 69;
 
 #[derive(Debug, clap::Args)]
 struct ConfigFile {

@@ -7,6 +7,7 @@ use super::{ConfigFile, Failure, journal};
 use crate::chain;
 use crate::daemon::{self, RunError};
 use crate::ledger::LedgerError;
+use crate::station::server::StationError;
 
 /// Runs the daemon until SIGTERM or SIGINT.
 pub(super) fn run(args: &ConfigFile) -> Result<(), Failure> {
@@ -40,10 +41,10 @@ pub(super) fn run(args: &ConfigFile) -> Result<(), Failure> {
         | RunError::OrderKeys(_)
         | RunError::Ledger(LedgerError::Newer { .. })
         | RunError::Privacy(_)
-        | RunError::Bind { .. }
         | RunError::Tls(_)
         | RunError::ReceiveTls(_)
-        | RunError::Station(_) => Failure::config(&error),
+        | RunError::Station(StationError::Tls(_)) => Failure::config(&error),
+        // An address that is not there yet, after a power cut say, comes: systemd tries again.
         _ => Failure::failed(chain(&error)),
     })
 }

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{ConfigFile, Failure, LATER, journal, json};
+use super::{ConfigFile, Failure, LATER, UNAVAILABLE, journal, json};
 use crate::clock;
 use crate::infer::package::read_keys;
 use crate::update::command::{Mailbox, Order};
 use crate::update::gate::{Hold, Insist, Refusal};
 use crate::update::version::Version;
-use crate::update::{self, Event, Marked, Outcome, Plan, UpdateError};
+use crate::update::{self, Event, Marked, Outcome, Plan, RaucError, UpdateError};
 
 /// Arguments of `ichd update`.
 #[derive(Debug, clap::Args)]
@@ -30,7 +30,8 @@ enum Verb {
     /// Marks the running slot good after a proof of life.
     ///
     /// Without one in time, a slot on trial is marked bad and the proven one boots next (exit code 1); a slot that was
-    /// proven before, or has no other to go to, stays as it is (exit code 75: ask again).
+    /// proven before, or has no other to go to, stays as it is (exit code 75: ask again). Exit code 69: RAUC or
+    /// update.directory cannot be used, so nothing was judged.
     MarkGood {
         #[command(flatten)]
         common: Common,
@@ -199,6 +200,11 @@ async fn install(args: &Install) -> Result<(), Failure> {
     if let Some(order) = order.as_ref().filter(|_| !is_later) {
         update::close_order(&plan, &mailbox, order).map_err(failed)?;
     }
+    if let Some(Err(error)) = outcome.as_ref().filter(|_| !is_later)
+        && !(args.if_configured && order.is_none() && nothing_newer(error))
+    {
+        update::tell_refused(&plan, order.as_ref(), &words(error));
+    }
     let written = match outcome {
         None => false,
         Some(Ok(Outcome::Installed(_))) => true,
@@ -321,9 +327,19 @@ async fn mark_good(common: &Common, wait: Duration, reboots: bool) -> Result<(),
 }
 
 fn failed(error: UpdateError) -> Failure {
+    let code = match error {
+        UpdateError::Busy(_) => LATER,
+        UpdateError::Rauc(RaucError::Reach(_) | RaucError::Silent(_)) | UpdateError::Book { .. } => {
+            UNAVAILABLE
+        }
+        _ => 1,
+    };
+    Failure { code, message: words(&error) }
+}
+
+fn words(error: &UpdateError) -> String {
     match error {
-        UpdateError::Refused(refusal) => Failure::failed(format!("refused ({}): {refusal}", refusal.code())),
-        UpdateError::Busy(_) => Failure { code: LATER, message: error.to_string() },
-        other => Failure::failed(crate::chain(&other)),
+        UpdateError::Refused(refusal) => format!("refused ({}): {refusal}", refusal.code()),
+        other => crate::chain(other),
     }
 }

@@ -105,6 +105,20 @@ pub enum Broken {
     },
 }
 
+/// Rows looked back on by [`last`].
+const LOOK_BACK: i64 = 10_000;
+
+/// What the latest row of that kind says, of those not long ago.
+pub fn last(tx: &Transaction, event: &str) -> Result<Option<Value>, LedgerError> {
+    let sql = "SELECT body FROM audit WHERE event = ?1 AND seq > (SELECT max(seq) FROM audit) - ?2
+               ORDER BY seq DESC LIMIT 1";
+    let body: Option<String> = tx
+        .query_row(sql, params![event, LOOK_BACK], |r| r.get(0))
+        .optional()
+        .map_err(doing("read the audit log"))?;
+    body.map(|b| serde_json::from_str(&b).map_err(LedgerError::Document)).transpose()
+}
+
 /// Appends one row in the transaction of the change it tells of. `event` is a stable name; `body` a JSON object without
 /// UIDs and patient text. Returns the row's sequence number.
 pub fn append(tx: &Transaction, event: &str, body: &Value) -> Result<i64, LedgerError> {

@@ -80,11 +80,17 @@ impl Ledger {
             return Ok(());
         }
         self.change(|tx| {
-            let body = json!({"phase": update.phase, "version": update.version, "reasons": update.reasons});
-            audit::append(tx, "update", &body)?;
+            let body = json!({"phase": update.phase, "version": update.version, "reasons": update.reasons, "order_id": update.order_id});
+            // The timer comes four times an hour and may find the same each time.
+            if audit::last(tx, "update")?.as_ref() != Some(&body) {
+                audit::append(tx, "update", &body)?;
+            }
+            let why = update.reasons.join("; ");
             match update.phase {
-                UpdatePhase::Failed => {
-                    self.set_technical(tx, FAILED, &format!("update failed: {}", update.reasons.join("; ")))
+                UpdatePhase::Failed => self.set_technical(tx, FAILED, &format!("update failed: {why}")),
+                // Who ordered it waits for it; what the timer does not find stands in the status.
+                UpdatePhase::NotInstalled if update.order_id.is_some() => {
+                    self.set_technical(tx, FAILED, &format!("the ordered update was not installed: {why}"))
                 }
                 UpdatePhase::Good => self.clear_technical(tx, FAILED, "a later update has proved itself"),
                 _ => Ok(()),

@@ -40,6 +40,8 @@ use version::Version;
 const BUNDLES_MAX: usize = 16;
 /// Orders remembered; older ones have expired.
 const ORDERS_MAX: usize = 64;
+/// An order that closes, a status that is written: seconds.
+const BOOK_TRIES: usize = 20;
 /// The daemon answers a report from memory and one write.
 const TOLD: Duration = Duration::from_secs(10);
 
@@ -126,6 +128,17 @@ impl Plan {
             std::io::ErrorKind::WouldBlock => UpdateError::Busy("another `ichd update` is at work".into()),
             _ => self.unusable(source),
         })
+    }
+
+    /// The book, when whoever holds it lets go of it within a while.
+    async fn book_soon(&self) -> Result<Book, UpdateError> {
+        for _ in 0..BOOK_TRIES {
+            match self.book() {
+                Err(UpdateError::Busy(_)) => tokio::time::sleep(Duration::from_secs(1)).await,
+                other => return other,
+            }
+        }
+        self.book()
     }
 
     fn unusable(&self, source: std::io::Error) -> UpdateError {
@@ -224,18 +237,26 @@ pub async fn install(source: &str, plan: &Plan, mut say: impl FnMut(Event)) -> R
     });
     book.save().map_err(|e| plan.unusable(e))?;
     log::info!(event = "update_started", version = bundle.version.as_str(); "installing {version}");
-    let written = rauc.install(&source, &bundle, |progress| {
+    rauc.install(&source, &bundle, |progress| {
         plan.tell(Update { percent: u8::try_from(progress.percent).ok(), ..about(UpdatePhase::Installing) });
         say(Event::Progress(progress.clone()));
-    });
-    if let Err(error) = written.await {
-        plan.tell(Update { reasons: vec![crate::chain(&error)], ..about(UpdatePhase::NotInstalled) });
-        return Err(UpdateError::Rauc(error));
-    }
+    })
+    .await
+    .map_err(UpdateError::Rauc)?;
     log::info!(event = "update_installed", version = bundle.version.as_str(); "installed {version}, boots next");
     plan.tell(about(UpdatePhase::Installed));
     say(Event::Installed { version: bundle.version });
     Ok(Outcome::Installed(version))
+}
+
+/// Says on every channel of the daemon that nothing was installed, and why: whoever gave the order reads no journal.
+pub fn tell_refused(plan: &Plan, order: Option<&Order>, why: &str) {
+    plan.tell(Update {
+        version: order.and_then(|o| o.version.clone()),
+        reasons: vec![why.to_owned()],
+        order_id: order.map(|o| o.order_id.clone()),
+        ..Update::new(UpdatePhase::NotInstalled)
+    });
 }
 
 /// The order that lies in the mailbox, unless it was done before; what is void is thrown away.

@@ -1,6 +1,7 @@
 //! The proof that keeps a slot. Runs once after every boot, in whichever slot came up.
 //!
 //! ```text
+//!   proven before, as it is now --> marked good at once: its attempt was earned; then as below, staying in any case
 //!   asks the daemon for a proof of life until one succeeds --> slot marked good, and written down as proven
 //!      '-- none within the limit --+-- on trial, a proven slot is there --> marked bad, the other one boots next
 //!                                  '-- otherwise --> stays as it is, unmarked; ask again
@@ -15,8 +16,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::book::installation;
-use super::{Plan, Rauc, RaucStatus, UpdateError};
+use super::book::{self, installation};
+use super::{Plan, Rauc, RaucError, RaucStatus, UpdateError};
 use crate::alert::document::{Update, UpdatePhase};
 use crate::clock;
 use crate::control::{self, Request};
@@ -24,6 +25,9 @@ use crate::ledger::proofs::{Proof, Reached};
 
 /// Between two questions to a daemon that is not there yet or has just failed.
 const AGAIN: Duration = Duration::from_secs(2);
+
+/// After a boot RAUC and its bus may take a while.
+const RAUC_UP: Duration = Duration::from_secs(60);
 
 /// What became of the slot that runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -48,14 +52,20 @@ pub enum Marked {
 
 /// Waits for a proof of life of what runs now, and marks the slot accordingly.
 pub async fn mark_good(plan: &Plan, wait: Duration) -> Result<Marked, UpdateError> {
-    let rauc = Rauc::connect().await.map_err(UpdateError::Rauc)?;
-    let status = rauc.status().await.map_err(UpdateError::Rauc)?;
-    let mut book = plan.book()?;
-    let on_trial = book.pages.on_trial(&status);
-    let missing = match prove(&plan.state, wait).await {
+    let (rauc, status) = reach(wait.min(RAUC_UP)).await.map_err(UpdateError::Rauc)?;
+    let pages = book::look(&plan.directory).map_err(|e| plan.unusable(e))?;
+    let (on_trial, proven) = (pages.on_trial(&status), status.running().is_some_and(|s| pages.is_proven(s)));
+    if proven {
+        // The boot loader took its one attempt; neither a power cycle nor a restart may now move the box to an older
+        // program because a broker is away.
+        rauc.mark("good", "booted").await.map_err(UpdateError::Rauc)?;
+    }
+    // Nobody holds the book meanwhile: what ends a failing proof may be an update.
+    let proof = prove(&plan.state, wait).await;
+    let mut book = plan.book_soon().await?;
+    let missing = match proof {
         Ok(()) => {
             let words = rauc.mark("good", "booted").await.map_err(UpdateError::Rauc)?;
-            let news = status.running().is_some_and(|s| !book.pages.is_proven(s));
             if let Some(slot) = status.running() {
                 book.pages.proven.insert(slot.bootname.clone().unwrap_or_default(), installation(slot));
             }
@@ -66,7 +76,7 @@ pub async fn mark_good(plan: &Plan, wait: Duration) -> Result<Marked, UpdateErro
             settle(plan, &mut book.pages, &status);
             book.save().map_err(|e| plan.unusable(e))?;
             log::info!(event = "slot_good", slot = status.running_name(); "{words}");
-            if news {
+            if !proven {
                 plan.tell(Update { version: version(&status), ..Update::new(UpdatePhase::Good) });
             }
             return Ok(Marked::Good { words });
@@ -91,6 +101,22 @@ pub async fn mark_good(plan: &Plan, wait: Duration) -> Result<Marked, UpdateErro
     log::error!(event = "slot_bad", reason = missing.as_str(); "no proof of life; the other slot takes over");
     plan.tell(Update { version: failed, reasons: vec![missing.clone()], ..Update::new(UpdatePhase::Failed) });
     Ok(Marked::Bad { reason: missing })
+}
+
+/// RAUC, once it answers.
+async fn reach(wait: Duration) -> Result<(Rauc, RaucStatus), RaucError> {
+    let until = clock::now() + wait;
+    loop {
+        let answer = async {
+            let rauc = Rauc::connect().await?;
+            let status = rauc.status().await?;
+            Ok((rauc, status))
+        };
+        match answer.await {
+            Err(_) if clock::now() + AGAIN < until => tokio::time::sleep(AGAIN).await,
+            answer => return answer,
+        }
+    }
 }
 
 fn version(status: &RaucStatus) -> Option<String> {

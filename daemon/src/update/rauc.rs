@@ -94,9 +94,12 @@ impl RaucStatus {
         self.slots.iter().find(|s| s.state != "booted")
     }
 
-    /// Another slot than the running one boots next.
+    /// Another slot than the running one boots next, because somebody decided so. A running slot that is not marked good
+    /// yet is no such decision: GRUB has spent its attempt at the boot, and RAUC then names the other slot.
     pub fn reboot_pending(&self) -> bool {
-        self.primary.is_some() && self.primary.as_deref() != self.running().map(|s| s.name.as_str())
+        self.primary.is_some()
+            && self.primary.as_deref() != self.running().map(|s| s.name.as_str())
+            && self.running().is_some_and(|s| s.boot_status.as_deref() == Some("good"))
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 
 /// `major.minor.patch[-pre]`; build metadata after `+` does not count. Text that is none of that is no version, and
 /// what cannot be compared is not installed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Version {
     numbers: [u64; 3],
     pre: Vec<Identifier>,
@@ -60,6 +60,15 @@ impl Ord for Version {
     }
 }
 
+/// As `cmp`: `v1.2.0` and `1.2.0+b2` are the version `1.2.0`.
+impl PartialEq for Version {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Version {}
+
 impl PartialOrd for Version {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
@@ -94,10 +103,7 @@ mod tests {
         for pair in order.windows(2) {
             assert!(Version::parse(pair[0]) < Version::parse(pair[1]), "{pair:?}");
         }
-        assert_eq!(
-            Version::parse("1.0.0+a").unwrap().cmp(&Version::parse("v1.0.0+b").unwrap()),
-            Ordering::Equal
-        );
+        assert_eq!(Version::parse("1.0.0+a"), Version::parse("v1.0.0+b"));
     }
 
     #[test]
