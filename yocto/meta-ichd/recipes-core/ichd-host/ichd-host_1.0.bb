@@ -108,7 +108,7 @@ do_install() {
     install -d ${D}/data ${D}/boot/efi ${D}/media/usb ${D}${sysconfdir}/ichd ${D}${sysconfdir}/credstore ${D}${sysconfdir}/systemd/network
 }
 
-FILES:${PN}-grub = "/boot/efi ${systemd_system_unitdir}/boot-efi.mount"
+FILES:${PN}-grub += "/boot/efi ${systemd_system_unitdir}/boot-efi.mount"
 FILES:${PN} += "/data \
     /media \
     ${datadir}/ichd \
