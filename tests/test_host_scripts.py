@@ -108,7 +108,8 @@ class HostScripts(unittest.TestCase):
 
     def test_a_stick_commissions_a_box_once_and_what_was_wrong_on_it_can_be_corrected(self):
         site = {"site__device__40-enrolled_toml": "device = 1", "site__device__device_key": "secret", "site__daemon__50-stations_toml": "",
-                "site__site_nft": "", "site__broker__mosquitto.conf": "", "site__broker__broker_key": "secret"}
+                "site__site_nft": "", "site__broker__mosquitto.conf": "", "site__broker__broker_key": "secret",
+                "site__broker__conf.d__region.conf": "", "site__broker__region__site_key": "secret"}
         said, asked, etc = self.stick(site__90_toml="right = 1")
         self.assertIn("NOT TAKEN: site/device/40-enrolled.toml is missing", said[0])
         self.assertEqual((asked, list((etc / "ichd/ichd.toml.d").iterdir())), ("", []))
@@ -124,7 +125,8 @@ class HostScripts(unittest.TestCase):
         self.assertEqual(here, {
             "ichd/ichd.toml.d/40-enrolled.toml": 0o644, "ichd/ichd.toml.d/50-stations.toml": 0o644, "ichd/ichd.toml.d/90.toml": 0o644,
             "ichd/firewall.d/site.nft": 0o644, "credstore/device.key": 0o600, "mosquitto/mosquitto.conf": 0o644,
-            "mosquitto/ichd/mosquitto.conf": 0o600, "mosquitto/ichd/broker.key": 0o600}, "nothing of the wrong stick is left")
+            "mosquitto/ichd/mosquitto.conf": 0o600, "mosquitto/ichd/broker.key": 0o600,
+            "mosquitto/ichd/conf.d/region.conf": 0o600, "mosquitto/ichd/region/site.key": 0o600}, "nothing of the wrong stick is left")
 
         said, asked, etc = self.stick(**site | {"site__device__40-enrolled_toml": "device = 2"}, site__90_toml="other = 1", console_key="k" * 64)
         self.assertEqual((len(said), asked), (1, ""))
