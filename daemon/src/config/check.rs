@@ -30,6 +30,7 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     watched(config)?;
     privacy(config)?;
     alert(&config.alert)?;
+    must(config.proof.limit_s > 0, "proof.limit-s", "is 0", "give a proof of life some time, such as 120")?;
     let interval_s = config.proof.interval_s;
     let long_enough = interval_s == 0 || interval_s >= 60;
     must(long_enough, "proof.interval-s", "is too short", "use at least 60, or 0 for on demand only")?;
@@ -49,6 +50,9 @@ fn receive(receive: &Receive) -> Result<(), ConfigError> {
     must(pdu, "receive.pdu-bytes-max", "is out of range", "choose 4096 to 1048576 bytes")?;
     let some = receive.associations_max > 0;
     must(some, "receive.associations-max", "is 0", "allow at least 1 association")?;
+    let timed =
+        receive.handshake_timeout_ms > 0 && receive.idle_timeout_ms > 0 && receive.total_timeout_ms > 0;
+    must(timed, "receive", "has a timeout of 0", "give handshake-, idle- and total-timeout-ms at least 1")?;
     if let Some(tls) = &receive.tls {
         receive_tls(receive, tls)?;
     }
@@ -173,6 +177,13 @@ fn alert(alert: &Alert) -> Result<(), ConfigError> {
         "alert.tls",
         "is missing though the broker is not on this machine",
         "add [alert.tls] with ca, certificate and key",
+    )?;
+    let timed = alert.puback_timeout_ms > 0 && alert.expiry_s >= 60;
+    must(
+        timed,
+        "alert",
+        "has a time that is too short",
+        "give puback-timeout-ms at least 1 and expiry-s at least 60",
     )?;
     let hysteresis = (0.0..=0.5).contains(&alert.hysteresis);
     must(hysteresis, "alert.hysteresis", "is out of range", "choose 0.0 to 0.5")?;

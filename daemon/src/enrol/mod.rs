@@ -147,6 +147,9 @@ struct Index {
     broker_expires_ms: u64,
     /// What was written last into `broker/`, so that a hand's edit is seen: file name to SHA-256.
     written: BTreeMap<String, String>,
+    /// The same before that: a power cut may leave some files of each.
+    #[serde(default)]
+    before: BTreeMap<String, String>,
 }
 
 const SCHEMA: &str = "ichd.enrolment/1";
@@ -272,11 +275,10 @@ impl Enrolment {
                 crl_number: 0,
                 broker_expires_ms,
                 written: BTreeMap::new(),
+                before: BTreeMap::new(),
             },
         };
-        enrolment.replace("broker.crt", certificate.as_bytes())?;
-        enrolment.replace("broker.key", key.as_bytes())?;
-        enrolment.replace("ca.crt", authority.certificate_pem().as_bytes())?;
+        enrolment.replace(&[("broker.crt", certificate), ("broker.key", key)])?;
         enrolment.publish(&authority, now_ms)?;
         Ok(enrolment)
     }
@@ -329,7 +331,7 @@ impl Enrolment {
             return Err(EnrolError::Taken { name: request.name.clone(), role: taken.role });
         }
         self.check(request)?;
-        self.unedited()?;
+        self.ready(now_ms)?;
         let authority = self.authority()?;
         let folder = self.root.join(request.role.as_str()).join(&request.name);
         if folder.exists() {
@@ -403,7 +405,7 @@ impl Enrolment {
 
     /// Puts somebody out: revocation list, ACL and password file. What was given is moved out of the way.
     pub fn revoke(&mut self, name: &str, now_ms: u64) -> Result<Identity, EnrolError> {
-        self.unedited()?;
+        self.ready(now_ms)?;
         let found = self.index.identities.iter_mut().find(|i| i.name == name && i.revoked_ms.is_none());
         let Some(identity) = found else { return Err(EnrolError::Unknown(name.into())) };
         identity.revoked_ms = Some(now_ms);
@@ -442,27 +444,44 @@ impl Enrolment {
 
     /// A new certificate for the broker, with the names that clients use now (`None`: as before).
     pub fn renew_broker(&mut self, names: Option<Vec<String>>, now_ms: u64) -> Result<(), EnrolError> {
-        self.unedited()?;
+        self.ready(now_ms)?;
         if let Some(names) = names {
             self.index.settings.broker_names = names;
         }
         let authority = self.authority()?;
-        let (certificate, key, expires_ms) = authority.server(&self.index.settings.broker_names, now_ms)?;
-        self.index.broker_expires_ms = expires_ms;
-        self.replace("broker.crt", certificate.as_bytes())?;
-        self.replace("broker.key", key.as_bytes())?;
+        self.certify_broker(&authority, now_ms)?;
         self.publish(&authority, now_ms)
     }
 
-    /// No file of `broker/` was changed by hand since it was written; asked before anything is made.
-    fn unedited(&self) -> Result<(), EnrolError> {
+    fn certify_broker(&mut self, authority: &Authority, now_ms: u64) -> Result<(), EnrolError> {
+        let (certificate, key, expires_ms) = authority.server(&self.index.settings.broker_names, now_ms)?;
+        self.index.broker_expires_ms = expires_ms;
+        self.replace(&[("broker.crt", certificate), ("broker.key", key)])
+    }
+
+    /// Asked before anything is made: no file of `broker/` was changed by hand since it was written, and what a command
+    /// before this one began and could not end is ended.
+    fn ready(&mut self, now_ms: u64) -> Result<(), EnrolError> {
+        let mut unfinished = Vec::new();
         for (name, written) in &self.index.written {
             let path = self.root.join("broker").join(name);
-            if std::fs::read(&path).is_ok_and(|there| hex(&Sha256::digest(&there)) != *written) {
-                return Err(EnrolError::Edited { path });
+            // One that was taken away is written anew, as the message of `Edited` asks for.
+            match std::fs::read(&path).map(|there| hex(&Sha256::digest(&there))) {
+                Ok(there) if there == *written => {}
+                Ok(there) if self.index.before.get(name) != Some(&there) => {
+                    return Err(EnrolError::Edited { path });
+                }
+                _ => unfinished.push(name.clone()),
             }
         }
-        Ok(())
+        if unfinished.is_empty() {
+            return Ok(());
+        }
+        let authority = self.authority()?;
+        if unfinished.iter().any(|name| name.starts_with("broker.")) {
+            self.certify_broker(&authority, now_ms)?;
+        }
+        self.publish(&authority, now_ms)
     }
 
     fn active(&self) -> impl Iterator<Item = &Identity> {
@@ -492,23 +511,31 @@ impl Enrolment {
         let crl = authority.revocation_list(&revoked, self.index.crl_number, now_ms)?;
         let active: Vec<Identity> = self.active().cloned().collect();
         let settings = self.index.settings.clone();
-        self.replace("ca.crl", crl.as_bytes())?;
-        self.replace("acl", broker::acl(&settings.site, &active).as_bytes())?;
-        self.replace("passwords", broker::passwords(&active).as_bytes())?;
-        self.replace("mosquitto.conf", broker::configuration(&settings).as_bytes())?;
-        files::replace(&self.stations_file(), stations(&settings.site, &active).as_bytes())?;
+        self.replace(&[
+            ("ca.crt", authority.certificate_pem().into()),
+            ("ca.crl", crl),
+            ("acl", broker::acl(&settings.site, &active)),
+            ("passwords", broker::passwords(&active)),
+            ("mosquitto.conf", broker::configuration(&settings)),
+        ])?;
+        files::replace(&self.stations_file(), stations(&settings.site, &active).as_bytes())
+    }
+
+    /// Writes files of `broker/`; [`Self::ready`] was asked before. The index goes first: what it says is put into the
+    /// files by the next command, if power goes in between.
+    fn replace(&mut self, files: &[(&str, String)]) -> Result<(), EnrolError> {
+        self.index.before.clone_from(&self.index.written);
+        for (name, content) in files {
+            self.index.written.insert((*name).into(), hex(&Sha256::digest(content)));
+        }
         let index = serde_json::to_string_pretty(&self.index).map_err(|e| EnrolError::Index {
             path: self.root.join("enrolment.json"),
             detail: e.to_string(),
         })?;
-        files::replace(&self.root.join("enrolment.json"), index.as_bytes())
-    }
-
-    /// Writes a file of `broker/`; [`Self::unedited`] was asked before.
-    fn replace(&mut self, name: &str, content: &[u8]) -> Result<(), EnrolError> {
-        files::replace(&self.root.join("broker").join(name), content)?;
-        self.index.written.insert(name.into(), hex(&Sha256::digest(content)));
-        Ok(())
+        files::replace(&self.root.join("enrolment.json"), index.as_bytes())?;
+        files.iter().try_for_each(|(name, content)| {
+            files::replace(&self.root.join("broker").join(name), content.as_bytes())
+        })
     }
 }
 

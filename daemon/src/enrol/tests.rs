@@ -94,6 +94,35 @@ fn nothing_that_is_there_is_overwritten() {
 }
 
 #[test]
+fn what_a_power_cut_left_half_written_is_ended_by_the_next_command() {
+    let (dir, mut enrolment) = enrolled();
+    let file = |name: &str| dir.path().join("broker").join(name);
+    let old: Vec<_> = ["acl", "broker.crt"].map(|n| (file(n), std::fs::read(file(n)).unwrap())).into();
+    enrolment.renew_broker(None, NOW_MS + 1).unwrap();
+    enrolment.add(&request(Role::Viewer, "wall"), NOW_MS + 2).unwrap();
+    let acl = std::fs::read_to_string(file("acl")).unwrap();
+    // The index was written, the list was not: nobody's edit, and nobody is left out.
+    std::fs::write(&old[0].0, &old[0].1).unwrap();
+    let mut enrolment = Enrolment::open(dir.path()).unwrap();
+    assert!(matches!(enrolment.revoke("nobody", NOW_MS + 3), Err(EnrolError::Unknown(_))));
+    assert_eq!(std::fs::read_to_string(file("acl")).unwrap(), acl);
+    // A certificate that was never written is made anew, with its key.
+    let index = dir.path().join("enrolment.json");
+    enrolment.renew_broker(None, NOW_MS + 4).unwrap();
+    let (certificate, key) =
+        (std::fs::read(file("broker.crt")).unwrap(), std::fs::read(file("broker.key")).unwrap());
+    let mut document: serde_json::Value = serde_json::from_slice(&std::fs::read(&index).unwrap()).unwrap();
+    document["before"] = document["written"].clone();
+    document["written"]["broker.crt"] = "0".repeat(64).into();
+    std::fs::write(&index, document.to_string()).unwrap();
+    Enrolment::open(dir.path()).unwrap().add(&request(Role::Viewer, "desk"), NOW_MS + 5).unwrap();
+    assert!(
+        std::fs::read(file("broker.crt")).unwrap() != certificate
+            && std::fs::read(file("broker.key")).unwrap() != key
+    );
+}
+
+#[test]
 fn what_was_enrolled_is_there_after_opening_again_and_a_revoked_name_is_free() {
     let (dir, enrolment) = enrolled();
     let mut opened = Enrolment::open(dir.path()).unwrap();
