@@ -338,6 +338,24 @@ class Night:
         self.ready()
         return f"up in {self.running()}, {self.kept()}"
 
+    def stored_in_ram(self):
+        """What core's volatile-binds would lay over /var/lib: daemon and broker do not start, and the machine starts again."""
+        self.machine.must("systemctl stop ichd.socket ichd mosquitto ichd-state && mkdir -p /run/ram/upper /run/ram/work && "
+                          "mount -t overlay -o lowerdir=/var/lib,upperdir=/run/ram/upper,workdir=/run/ram/work none /var/lib")
+        for unit in ("ichd.service", "ichd.socket", "mosquitto.service"):
+            assert self.machine.sh(f"systemctl start {unit}")[0] != 0, f"{unit} started"
+        boot = self.machine.boot_id()
+        self.machine.send("systemctl restart --no-block ichd-mark-good.service")
+
+        def restarted():
+            try:
+                return self.machine.boot_id(30) != boot
+            except TimeoutError:
+                return False
+        self.wait("the next start", restarted, 900, 10)
+        self.ready()
+        return f"nothing started; after a restart {self.kept()}"
+
     def lost_environment(self):
         """The boot loader's memory is gone altogether, and the slot it would try first cannot be loaded."""
         self.machine.must("sync")
@@ -370,6 +388,7 @@ class Night:
             for n in range(1, cuts + 1):
                 self.check(f"power cut {n} of {cuts}", self.power_cut, n)
         self.check("power is back, after it all", self.switched_on)
+        self.check("RAM over /var/lib: nothing starts", self.stored_in_ram)
         self.check("the boot loader's environment, written all the time", self.boot_environment, 100)
         self.check("the boot loader's environment is lost", self.lost_environment)
         self.check("a bleed alerts at the end of the night", self.alert)
