@@ -90,7 +90,7 @@ class Documents(unittest.TestCase):
         # Where a name is a constant of each queue.
         queues = [name for names in re.findall(r'Events \{ failed: "(\w+)", given_up: "(\w+)" \}', source) for name in names]
         events += queues
-        reasons = re.findall(r'reasons\.push\("(\w+)"|\bsay\("(\w+)"\)|format!\("(stage_silent|certificate_expires|backend_failed):|"(certificate_expired)"|reasons: vec!\["(\w+)"', source)
+        reasons = re.findall(r'reasons\.push\("(\w+)"|\bsay\("(\w+)"\)|format!\("(stage_silent|certificate_expires|backend_failed|station_role):|"(certificate_expired)"|reasons: vec!\["(\w+)"', source)
         broker = re.findall(r'=> Some\("(\w+)"\)', (ROOT / "daemon/src/alert/publisher.rs").read_text())
         technical = re.findall(r'(?:raise|set)_technical\((?:tx, )?"(\w+)"', source) + ["update_failed"]
         refusals = [a or b for f in ["association.rs", "upper.rs", "mod.rs"] for a, b in

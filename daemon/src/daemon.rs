@@ -295,7 +295,7 @@ pub async fn run(
         status: links.status.clone(),
         heartbeat: links.heartbeat.subscribe(),
         proof_wanted,
-        wake,
+        wake: wake.clone(),
     };
     let control =
         control::bind(&config.state.directory, control, shutdown.clone()).map_err(RunError::Control)?;
@@ -311,6 +311,7 @@ pub async fn run(
             proof_interval_s: config.proof.interval_s,
             reader: reader.clone(),
             ledger: ledger.clone(),
+            wake,
             state_directory: config.state.directory.clone(),
             free_bytes_min: config.receive.free_bytes_min,
             certificates: config.certificates(),

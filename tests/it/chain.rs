@@ -113,10 +113,17 @@ fn a_proof_of_life_goes_through_the_whole_chain_and_names_the_link_that_is_broke
 fn a_silence_has_an_author_and_an_end_and_the_record_goes_on() {
     let _alone = alone();
     let broker = Mosquitto::start();
+    let listener = Listener::on(&broker);
     let station = Station::on_shift(broker.port, "ward-3", "nurse");
     let appliance = Appliance::alerts_to(&broker);
     let silence = ["alert", "silence", "--minutes", "10", "--author", "Ann", "--reason", "scanner test"];
     assert!(ichd(&appliance, &silence).0);
+    wait_until("everybody can see who silenced the alerts", || {
+        listener
+            .drain()
+            .iter()
+            .any(|(topic, body)| topic.ends_with("/status") && body["silence"]["author"] == "Ann")
+    });
     assert!(storescu(appliance.port, &Phantom::bleed().files, &[]).0);
     wait_until("the alert is there, muted", || {
         station.seen(|s| s.alerts.values().any(|a| a["escalation"]["muted_until"].is_string()))
@@ -124,6 +131,11 @@ fn a_silence_has_an_author_and_an_end_and_the_record_goes_on() {
     assert!(ichd(&appliance, &["alert", "unsilence", "--author", "Ann"]).0);
     wait_until("it may sound again", || {
         station.seen(|s| s.alerts.values().any(|a| a["escalation"]["muted_until"].is_null()))
+    });
+    wait_until("and that it is over", || {
+        let over =
+            |(topic, body): &(String, Value)| topic.ends_with("dev/ct-1/status") && body["silence"].is_null();
+        listener.drain().iter().any(over)
     });
 }
 

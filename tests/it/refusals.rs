@@ -4,9 +4,12 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use dicom_ul::pdu::PDataValueType;
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::peers::{Appliance, ByHand, Mosquitto, Phantom, alone, data_set, key, model, sign, storescu};
+use crate::peers::{
+    Appliance, ByHand, Listener, Mosquitto, Phantom, alone, data_set, key, model, sign, storescu,
+};
 
 fn ichd(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ichd")).args(args).env_remove("STATE_DIRECTORY").output().unwrap()
@@ -47,6 +50,33 @@ fn a_full_disk_is_refused_with_a700() {
         assert!(!ok && said.contains("Refused: OutOfResources"), "{said}");
         assert_eq!(appliance.stored(), 0);
     }
+}
+
+#[test]
+fn a_disk_without_room_is_said_aloud_and_taken_back() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let listener = Listener::on(&broker);
+    let mut appliance = Appliance::with(
+        broker.port,
+        "free-bytes-min = 9000000000000000000\n[spool]\nfree-bytes-target = 9000000000000000000",
+    );
+    let of_the_disk = || {
+        loop {
+            let alert = listener.next("ichd.alert/1");
+            if alert["technical"]["code"] == "disk_low" {
+                return alert;
+            }
+        }
+    };
+    let alert = of_the_disk();
+    assert_eq!((&alert["kind"], &alert["state"]), (&json!("technical"), &json!("raised")), "{alert}");
+    while listener.next("ichd.heartbeat/1")["disk_ok"] != false {}
+    appliance.kill();
+    let config = std::fs::read_to_string(appliance.config()).unwrap();
+    std::fs::write(appliance.config(), config.replace("9000000000000000000", "1000")).unwrap();
+    appliance.up();
+    while of_the_disk()["state"] != "resolved" {}
 }
 
 #[test]

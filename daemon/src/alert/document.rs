@@ -6,6 +6,7 @@ use super::inbound::{Opinion, ReceiptStage};
 use crate::assemble::Flag;
 use crate::decide::{Finding, NamedScores, Side, Stage};
 use crate::infer::{Class, ModelId};
+use crate::ledger::alerts::Silence;
 use crate::ledger::vitals::Experience;
 
 /// Stands on every alert.
@@ -378,6 +379,9 @@ pub struct Status {
     /// What an update is doing or has done since this start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update: Option<Update>,
+    /// The silence or maintenance window that is on: no alert sounds until it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub silence: Option<Silence>,
 }
 
 /// How far an update is.

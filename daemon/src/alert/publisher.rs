@@ -171,6 +171,7 @@ impl Publisher {
             reasons: vec![],
             warnings: vec![],
             update: None,
+            silence: None,
         };
         let unreachable = Link { connected: false, reasons: vec!["broker_unreachable".into()] };
         let (link_tx, link) = watch::channel(unreachable);

@@ -14,8 +14,8 @@ use crate::config;
 pub struct StationView {
     /// Topic level and certificate name.
     pub name: String,
-    /// Whom it serves.
-    pub role: String,
+    /// Whom it serves by enrolment; by its own word where nobody is enrolled.
+    pub serves: String,
     /// Enrolled here.
     pub enrolled: bool,
     /// What it last said of itself.
@@ -77,11 +77,21 @@ impl Stations {
         self.lock().iter().any(|(name, s)| s.state != Presence::Offline && self.admits(name))
     }
 
+    /// Stations that are linked and set up for another role than they are enrolled for: they sound when that other role
+    /// is called, while their receipts count for the enrolled one.
+    pub fn misplaced(&self) -> Vec<String> {
+        let known = self.lock();
+        let linked = known.iter().filter(|(_, s)| s.state != Presence::Offline);
+        let misplaced =
+            linked.filter(|(name, s)| self.enrolled.get(*name).is_some_and(|role| *role != s.role));
+        misplaced.map(|(name, _)| name.clone()).collect()
+    }
+
     /// Everybody known.
     pub fn list(&self) -> Vec<StationView> {
         let known = self.lock().clone();
         let view = |(name, status): (String, StationStatus)| StationView {
-            role: self.enrolled.get(&name).cloned().unwrap_or_else(|| status.role.clone()),
+            serves: self.enrolled.get(&name).cloned().unwrap_or_else(|| status.role.clone()),
             enrolled: self.admits(&name),
             name,
             status,
@@ -116,7 +126,10 @@ mod tests {
         stations.heard("ward-3", Some(status(Presence::Ready)));
         assert!(stations.any_ready());
         assert_eq!(stations.role("ward-3"), "nurse");
+        assert_eq!(stations.misplaced(), ["ward-3"], "set up as a viewer");
+        let views = serde_json::to_value(stations.list()).unwrap();
+        assert_eq!((&views[1]["serves"], &views[1]["role"]), (&"nurse".into(), &"viewer".into()));
         stations.heard("ward-3", Some(status(Presence::Offline)));
-        assert!(!stations.any_linked());
+        assert!(!stations.any_linked() && stations.misplaced().is_empty());
     }
 }

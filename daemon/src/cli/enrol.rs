@@ -134,6 +134,11 @@ pub fn enrol(args: &Args) -> Result<(), Failure> {
                 Role::Device => install_device(&enrolment, &added),
                 _ => install_stations(&enrolment, *role),
             }
+            let links = enrolment.setup_links(name);
+            if !links.is_empty() {
+                println!("on it, set up by this address (it fills in name and role):");
+                links.iter().for_each(|link| println!("  {link}"));
+            }
         }
         Command::Revoke { name } => {
             let mut enrolment = open()?;

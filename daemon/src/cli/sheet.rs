@@ -163,7 +163,7 @@ impl Sheet<'_> {
                 if let Some(side) = finding.side {
                     say(format!("side    {side:?}, an estimate"), WHITE);
                 }
-                say(format!("slices  {}-{}", first + 1, last + 1), WHITE);
+                say(format!("slices  {}-{}, from the neck up", first + 1, last + 1), WHITE);
                 if let Some(volume_ml) = finding.volume_ml {
                     say(format!("volume  about {volume_ml:.0} ml, an estimate"), WHITE);
                 }

@@ -62,7 +62,7 @@ pub fn status(args: &Args) -> Result<(), Failure> {
             println!(
                 "station        {} {} {} {}",
                 field("name"),
-                field("role"),
+                field("serves"),
                 field("state"),
                 field("user")
             );

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Request, Settings};
+use super::{PAGE_PORT, Request, Settings};
 
 /// Its name in the device's folder and in `/etc/ichd/ichd.toml.d/`; before `50-stations.toml`, and before what a site writes.
 pub const DROP_IN: &str = "40-enrolled.toml";
@@ -35,7 +35,7 @@ pub fn drop_in(settings: &Settings, device: &Request) -> String {
         let port = settings.ports.websockets;
         let _ = write!(
             text,
-            "\n[station]\nlisten = \"0.0.0.0:8443\"\nbroker-url = \"wss://{host}:{port}\"\n[station.tls]\n\
+            "\n[station]\nlisten = \"0.0.0.0:{PAGE_PORT}\"\nbroker-url = \"wss://{host}:{port}\"\n[station.tls]\n\
              ca = \"/etc/ichd/tls/ca.crt\"\ncertificate = \"/etc/ichd/tls/server.crt\"\n\
              key = \"/run/credentials/ichd.service/station.key\"\n"
         );

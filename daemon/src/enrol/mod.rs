@@ -39,6 +39,9 @@ pub const CLIENT_DAYS: u32 = 5 * 365;
 /// Days of a server certificate: Apple's devices refuse more, whoever signed it.
 pub const SERVER_DAYS: u32 = 825;
 
+/// Where a box of ours serves the station page.
+pub const PAGE_PORT: u16 = 8443;
+
 /// What an identity is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -103,6 +106,9 @@ pub struct Identity {
     /// Whom a station serves, as the ladder calls it.
     #[serde(default)]
     pub serves: Option<String>,
+    /// Names and addresses of a device's own servers.
+    #[serde(default)]
+    pub addresses: Vec<String>,
 }
 
 /// What `init` decides for the site.
@@ -372,6 +378,7 @@ impl Enrolment {
                 Role::Engineer => Some("engineer".into()),
                 Role::Device | Role::Viewer | Role::Bridge => None,
             },
+            addresses: request.addresses.clone(),
         });
         self.publish(&authority, now_ms)?;
         Ok(Added { folder, files: given.into_iter().map(|(name, _)| name).collect() })
@@ -401,6 +408,23 @@ impl Enrolment {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Addresses of the station page that fill in name and role of whoever is set up with them, one for each box that
+    /// serves a page; the box is called `BOX` where none is enrolled.
+    pub fn setup_links(&self, name: &str) -> Vec<String> {
+        let found = self.index.identities.iter().filter(|i| i.revoked_ms.is_none());
+        let Some(identity) = found.clone().find(|i| i.name == name) else { return vec![] };
+        let role = match identity.role {
+            Role::Station | Role::Engineer => identity.serves.as_deref().unwrap_or("nurse"),
+            Role::Viewer => "viewer",
+            Role::Device | Role::Bridge => return vec![],
+        };
+        let pages: Vec<&str> = found.filter_map(|i| i.addresses.first()).map(String::as_str).collect();
+        let pages = if pages.is_empty() { vec!["BOX"] } else { pages };
+        let host = |page: &str| if page.contains(':') { format!("[{page}]") } else { page.to_owned() };
+        let link = |page: &&str| format!("https://{}:{PAGE_PORT}/#station={name}&role={role}", host(page));
+        pages.iter().map(link).collect()
     }
 
     /// Puts somebody out: revocation list, ACL and password file. What was given is moved out of the way.

@@ -180,6 +180,12 @@ fn the_daemon_is_told_whom_it_may_believe_by_a_drop_in_of_its_configuration() {
         stations.into_iter().map(|(name, serves)| format!("{name} {serves}")).collect::<Vec<_>>()
     };
     assert_eq!(told(&enrolment), ["bench engineer", "desk-1 charge_nurse", "nurse-1 nurse"]);
+    // And the page, by an address: nobody types a name or picks a role.
+    let links = |name| enrolment.setup_links(name).join(" ");
+    assert!(links("desk-1").contains(":8443/#station=desk-1&role=charge_nurse"), "{}", links("desk-1"));
+    assert!(links("bench").ends_with("#station=bench&role=engineer"));
+    assert!(links("wall").ends_with("#station=wall&role=viewer"));
+    assert_eq!(links("ct-1") + &links("nobody"), "");
     enrolment.revoke("nurse-1", NOW_MS + 1).unwrap();
     assert_eq!(told(&enrolment), ["bench engineer", "desk-1 charge_nurse"], "who is revoked is not believed");
 }
@@ -189,6 +195,8 @@ fn a_device_is_given_the_configuration_that_makes_it_a_member_of_the_site() {
     let (dir, mut enrolment) = enrolled();
     let addresses = vec!["ichd.example".to_owned()];
     enrolment.add(&Request { addresses, ..request(Role::Device, "ct-2") }, NOW_MS).unwrap();
+    let page = "https://ichd.example:8443/#station=nurse-1&role=nurse";
+    assert_eq!(enrolment.setup_links("nurse-1"), [page], "where the box serves its page");
     enrolment.add(&Request { password: true, ..request(Role::Device, "ct-3") }, NOW_MS).unwrap();
     let base = dir.path().join("ichd.toml");
     let example = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("ichd.toml");

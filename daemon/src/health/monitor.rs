@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::Pulses;
 use crate::alert::document::{Heartbeat, State, Status};
@@ -14,6 +14,7 @@ use crate::clock;
 use crate::config;
 use crate::infer::Reader;
 use crate::ledger::Ledger;
+use crate::ledger::alerts::Silence;
 use crate::ledger::vitals::{Experience, Vitals};
 use crate::spool::free_bytes;
 use crate::tls;
@@ -36,6 +37,8 @@ pub struct Wiring {
     pub reader: Arc<Reader>,
     /// Outbox depth, open alerts, proofs of life.
     pub ledger: Arc<Ledger>,
+    /// Told that there is something to send.
+    pub wake: Arc<Notify>,
     /// Whose free space counts.
     pub state_directory: PathBuf,
     /// Free space below which storage is refused, bytes.
@@ -58,6 +61,8 @@ struct Asked {
     at: Option<Instant>,
     vitals: Vitals,
     free_bytes: Option<u64>,
+    /// Whether the trouble `disk_low` stands in the ledger as the disk is; none until it does.
+    low_told: Option<bool>,
     expiry: Option<String>,
     experience: Option<(Instant, Experience)>,
 }
@@ -103,6 +108,7 @@ impl Wiring {
             }
         }
         asked.free_bytes = free_bytes(&self.state_directory);
+        self.tell_of_disk(asked);
         // Read anew: a renewed certificate ends the warning by itself.
         let certificates = self.certificates.iter().map(PathBuf::as_path);
         asked.expiry = tls::expiry_reason(certificates, clock::wall_ms());
@@ -111,6 +117,35 @@ impl Wiring {
             asked.experience = self.ledger.experience(7).ok().map(|experience| (now, experience));
         }
         asked.at = Some(now);
+    }
+
+    /// No room for studies is trouble that a person hears of. It is over once there is an eighth more than is needed, so
+    /// that a disk at its limit does not ring each time.
+    fn tell_of_disk(&self, asked: &mut Asked) {
+        let Some(free) = asked.free_bytes else { return };
+        let low = match asked.low_told {
+            Some(true) => free <= self.free_bytes_min.saturating_add(self.free_bytes_min / 8),
+            _ => free <= self.free_bytes_min,
+        };
+        if asked.low_told == Some(low) {
+            return;
+        }
+        let told = if low {
+            let text = format!("studies are refused (A700): {} MB are free", free / 1_000_000);
+            self.ledger.raise_technical("disk_low", &text)
+        } else {
+            self.ledger.resolve_technical("disk_low", "there is room for studies again")
+        };
+        match told {
+            Ok(()) => {
+                asked.low_told = Some(low);
+                self.wake.notify_one();
+            }
+            // Asked again in a moment: a disk that is full may have no room for this either.
+            Err(error) => {
+                log::error!(event = "ledger_failed"; "a full disk could not be written down: {}", crate::chain(&error));
+            }
+        }
     }
 
     fn publish(&mut self, silent: &[&'static str], started: Instant, asked: &Asked) {
@@ -137,14 +172,23 @@ impl Wiring {
         if vitals.open_alerts > 0 && !self.stations.any_ready() {
             reasons.push("no_station_ready".into());
         }
+        let strangers = self.stations.misplaced();
+        reasons.extend(strangers.iter().map(|name| format!("station_role:{name}")));
         let state = match &vitals.silence {
             _ if !reasons.is_empty() => State::Degraded,
             Some(silence) if silence.kind == "maintenance" => State::Maintenance,
             _ => State::Ready,
         };
+        let silence = vitals.silence.clone();
         self.status.send_if_modified(|status| {
-            let changed = status.state != state || status.reasons != reasons || status.warnings != ahead;
+            let changed = status.state != state
+                || status.reasons != reasons
+                || status.warnings != ahead
+                || !is_same(status.silence.as_ref(), silence.as_ref());
             (status.state, status.reasons, status.warnings) = (state, reasons, ahead);
+            if changed {
+                status.silence = silence;
+            }
             changed
         });
         let alive = |stage: &str| !silent.contains(&stage);
@@ -163,5 +207,36 @@ impl Wiring {
             experience_week: asked.experience.map(|(_, experience)| experience).unwrap_or_default(),
             ..Heartbeat::default()
         });
+    }
+}
+
+/// Its end is told anew at every look, by a clock that may be set; a few seconds are no news.
+fn is_same(said: Option<&Silence>, now: Option<&Silence>) -> bool {
+    let (Some(said), Some(now)) = (said, now) else { return said.is_none() && now.is_none() };
+    let ends = |silence: &Silence| clock::parse_rfc3339(&silence.until).unwrap_or(0);
+    let who = |silence: &Silence| (silence.kind.clone(), silence.author.clone(), silence.reason.clone());
+    who(said) == who(now) && ends(said).abs_diff(ends(now)) < 30_000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_silence_is_news_when_it_moves() {
+        let silence = |author: &str, until: &str| {
+            Some(Silence {
+                kind: "silence".into(),
+                author: author.into(),
+                reason: "scanner test".into(),
+                until: until.into(),
+            })
+        };
+        let is_same = |a: &Option<Silence>, b: &Option<Silence>| super::is_same(a.as_ref(), b.as_ref());
+        let ann = silence("Ann", "2026-01-01T18:00:00Z");
+        assert!(is_same(&None, &None) && is_same(&ann, &silence("Ann", "2026-01-01T18:00:01Z")));
+        assert!(!is_same(&None, &ann) && !is_same(&ann, &None));
+        assert!(!is_same(&ann, &silence("Bob", "2026-01-01T18:00:00Z")));
+        assert!(!is_same(&ann, &silence("Ann", "2026-01-01T18:01:00Z")), "the clock was set");
     }
 }

@@ -61,7 +61,7 @@ fn caption(making: &Making) -> Vec<String> {
         let [first, last] = finding.slice_range;
         let volume = finding.volume_ml.map_or(String::new(), |v| format!(", about {v:.0} ml"));
         lines.push(format!(
-            "{side}slices {}-{} of {}{volume}",
+            "{side}slices {}-{} of {}, counted from the neck up{volume}",
             first + 1,
             last + 1,
             making.verdict.instances

@@ -29,7 +29,7 @@ const en = {
   week: "Alerts right, 7 days", week_right: "{right} of {judged} ({percent} %)", week_none: "not said yet",
   count_waiting: "{n} waiting", count_taken: "{n} in hand",
   storm: "{n} came in a short time and sound as one; all are here. If they are many, look at the box too.",
-  last_study: "Last study", sound: "Sound", sound_ok: "tested", sound_not: "not confirmed", sound_locked: "blocked",
+  last_study: "Last study", sound: "Sound", sound_ok: "tested", sound_muted: "muted", sound_not: "not confirmed", sound_locked: "blocked",
   watching: "Watching",
   no_alerts: "No open alert", alerts_unknown: "Whether there are alerts is not known",
   no_alerts_note: "This says nothing about any patient. Alerts appear here by themselves.",
@@ -44,14 +44,14 @@ const en = {
   withdrawn: "Withdrawn",
   withdrawn_note: "The complete series did not confirm it. The notification is taken back; the images still need a reader.",
   expired: "Expired", resolved: "Closed",
-  priority: "Priority {n}",
-  slices: "slices {a}–{b}", about_ml: "about {n} mL",
+  priority: "Priority {n}", priority_1: "Urgent", priority_2: "Prompt",
+  slices: "slices {a}–{b}, counted from the neck up", about_ml: "about {n} mL",
   side_left: "left", side_right: "right", side_both: "both sides", side_midline: "midline",
   epidural: "epidural", intraparenchymal: "intraparenchymal", intraventricular: "intraventricular",
   subarachnoid: "subarachnoid", subdural: "subdural",
-  ack: "Acknowledge", ack_as: "as {user}", claim: "I take it", release: "Give it back", decline: "I can't",
-  escalate: "Call the next", resolve: "Close", seen: "Seen",
-  acknowledged_by: "Acknowledged by {user}, {station}", claimed_by: "Taken by {user}, {station}",
+  ack: "Acknowledge", ack_as: "as {user}", claim: "I'm looking (3 min)", release: "Stop looking", decline: "I can't",
+  escalate: "Call more people", resolve: "Close", seen: "Seen",
+  acknowledged_by: "Acknowledged by {user}, {station}", claimed_by: "{user} is looking, {station}; not yet acknowledged", looking: "{user} is looking, {station}",
   escalated: "Escalated, step {n}", next_in: "next person called in {age}", muted_until: "Muted until {time}",
   feedback: "Was it right?", right: "Right", wrong: "Wrong", unsure: "Unsure", feedback_said: "{user}: {value}",
   decline_why: "Why?", busy: "With another patient", not_mine: "Not my ward", other: "Another reason", back: "Back",
@@ -77,12 +77,15 @@ const en = {
   heard: "Did you hear the tone?", heard_yes: "Yes, I heard it", heard_no: "No sound", again: "Play it again",
   sound_off: "This page cannot sound. Touch here to turn the sound on.",
   sound_unconfirmed: "Sound is not confirmed on this station. Start the shift again and listen for the tone.",
+  muted_by: "No alert sounds until {time}: silenced by {user}",
+  muted_by_work: "Maintenance by {user}: no alert sounds until {time}",
+  misplaced: "Set up as {role}, enrolled as something else: open this station's own address",
   setup: "Set up this station", station_name: "Station name", station_name_note: "Lower-case letters, digits and hyphens; the name in its certificate.",
-  role: "Role", ward: "Ward", language: "Language", key: "Keys for patient identity (optional)",
+  role: "Role", role_note: "As enrolled: it decides which calls sound here.", ward: "Ward", language: "Language", key: "Keys for patient identity (optional)",
   key_note: "The site's privacy.jwks, or one k of it. Stays on this station.", password: "Broker password (optional)",
   password_note: "Only where the broker asks for one instead of a certificate.",
   save: "Save", bad_station: "1 to 32 lower-case letters, digits and hyphens", bad_key: "Neither a JWK Set nor a 256-bit key", needed: "Needed",
-  role_nurse: "Nurse", role_charge_nurse: "Charge nurse", role_physician: "Physician", role_engineer: "Engineer", role_viewer: "Viewer",
+  role_nurse: "Nurse", role_charge_nurse: "Charge nurse", role_physician: "Physician", role_phone: "On-call phone", role_engineer: "Engineer", role_viewer: "Viewer",
   tab_station: "Station", tab_engineer: "Engineer",
   eng_link: "This page", eng_boxes: "Boxes", eng_dispositions: "Series", eng_stations: "Stations", eng_log: "Actions and answers",
   tone_urgent: "urgent", tone_alert: "alert", tone_technical: "trouble with the box", tone_withdrawn: "withdrawn", tone_unavailable: "AI not available",
@@ -93,8 +96,15 @@ const en = {
   eng_warnings: "Warnings", eng_ppv: "PPV of alerts, 7 days", eng_test: "Send a test alert", eng_ledger: "Ledger of",
   eng_refresh: "Ask again", eng_replay: "Replay", eng_equal: "the same bytes", eng_purged: "purged",
   eng_proved: "reached: {reached}, {s} s", eng_may_not: "Test, ledger and replay are for a station of role Engineer with a shift on.",
+  reason_not_ct: "not a CT", reason_multi_frame: "multi-frame image without its geometry", reason_not_an_image: "no greyscale picture",
+  reason_localizer: "localiser", reason_derived: "computed from another series", reason_no_geometry: "no geometry",
+  reason_not_axial: "not axial", reason_same_position: "several images at one position", reason_too_few_slices: "too few slices",
+  reason_too_many_slices: "too many slices", reason_too_thick: "slices too far apart", reason_bone_kernel: "sharp kernel",
+  reason_not_chosen: "another series of the study was read", reason_not_head: "not a head", reason_no_brain_tissue: "no brain tissue",
+  reason_undecodable: "the pixels could not be decoded", reason_blank_slice: "a blank slice", reason_crashed: "the reader crashed",
+  reason_model_failed: "the model could not be run",
   yes: "yes", no: "no",
-  keys: "Keys: ↑ ↓ choose, A acknowledge, C take, D decline, E call the next, R close, 1 2 3 right wrong unsure",
+  keys: "Keys: ↑ ↓ choose, A acknowledge, C I'm looking, D I can't, E call more people, R close, 1 2 3 right wrong unsure",
   disclaimer: "Notification of a suspected finding by software, not a diagnosis. Not a medical device.",
   elsewhere: "The station is open in another tab of this browser.", here: "Use this tab",
   no_config: "The box does not answer. Trying again.",
@@ -129,7 +139,7 @@ const zh: Record<Word, string> = {
   week: "7 天内提醒正确", week_right: "{right}/{judged}（{percent}%）", week_none: "尚无评价",
   count_waiting: "{n} 条待处理", count_taken: "{n} 条已有人处理",
   storm: "短时间内出现 {n} 条，合并提示音，全部在此。如数量过多，请同时检查设备。",
-  last_study: "上次检查", sound: "声音", sound_ok: "已测试", sound_not: "未确认", sound_locked: "被阻止",
+  last_study: "上次检查", sound: "声音", sound_ok: "已测试", sound_muted: "已静音", sound_not: "未确认", sound_locked: "被阻止",
   watching: "值守中",
   no_alerts: "没有未处理的提醒", alerts_unknown: "目前无法得知是否有提醒",
   no_alerts_note: "这不代表任何患者的检查结果。有提醒时会自动显示。",
@@ -144,14 +154,14 @@ const zh: Record<Word, string> = {
   withdrawn: "已撤回",
   withdrawn_note: "完整序列未能证实，提醒已撤回；图像仍需医生阅片。",
   expired: "已过期", resolved: "已关闭",
-  priority: "优先级 {n}",
-  slices: "层面 {a}–{b}", about_ml: "约 {n} mL",
+  priority: "优先级 {n}", priority_1: "紧急", priority_2: "尽快",
+  slices: "层面 {a}–{b}（自下而上）", about_ml: "约 {n} mL",
   side_left: "左侧", side_right: "右侧", side_both: "双侧", side_midline: "中线",
   epidural: "硬膜外", intraparenchymal: "脑实质内", intraventricular: "脑室内",
   subarachnoid: "蛛网膜下腔", subdural: "硬膜下",
-  ack: "确认收到", ack_as: "确认人：{user}", claim: "由我处理", release: "放弃处理", decline: "无法处理",
-  escalate: "呼叫下一位", resolve: "关闭", seen: "已阅",
-  acknowledged_by: "已确认：{user}（{station}）", claimed_by: "处理人：{user}（{station}）",
+  ack: "确认收到", ack_as: "确认人：{user}", claim: "我先去看（3 分钟）", release: "不再查看", decline: "无法处理",
+  escalate: "呼叫更多人", resolve: "关闭", seen: "已阅",
+  acknowledged_by: "已确认：{user}（{station}）", claimed_by: "{user}（{station}）正在查看，尚未确认", looking: "{user}（{station}）正在查看",
   escalated: "已升级，第 {n} 级", next_in: "{age}后呼叫下一位", muted_until: "静音至 {time}",
   feedback: "提醒是否正确？", right: "正确", wrong: "错误", unsure: "不确定", feedback_said: "{user}：{value}",
   decline_why: "原因？", busy: "正在照顾其他患者", not_mine: "不属于本病区", other: "其他原因", back: "返回",
@@ -177,12 +187,15 @@ const zh: Record<Word, string> = {
   heard: "听到测试音了吗？", heard_yes: "听到了", heard_no: "没有声音", again: "再播放一次",
   sound_off: "本页面无法发声。请点按此处打开声音。",
   sound_unconfirmed: "本站点的声音未确认。请重新开始值班并确认听到测试音。",
+  muted_by: "{user} 已设静音：{time} 前提醒不发声",
+  muted_by_work: "{user} 正在维护：{time} 前提醒不发声",
+  misplaced: "设为“{role}”，与登记的角色不符：请打开本站点的登记地址",
   setup: "设置本站点", station_name: "站点名称", station_name_note: "小写字母、数字和连字符；与证书中的名称一致。",
-  role: "角色", ward: "病区", language: "语言", key: "患者身份信息的密钥（可选）",
+  role: "角色", role_note: "须与登记一致：决定哪些呼叫在此发声。", ward: "病区", language: "语言", key: "患者身份信息的密钥（可选）",
   key_note: "本院的 privacy.jwks，或其中一个 k。仅保存在本站点。", password: "消息服务器密码（可选）",
   password_note: "仅当服务器要求密码而非证书时填写。",
   save: "保存", bad_station: "1 到 32 个小写字母、数字和连字符", bad_key: "既不是 JWK Set，也不是 256 位密钥", needed: "必填",
-  role_nurse: "护士", role_charge_nurse: "护士长", role_physician: "医生", role_engineer: "工程师", role_viewer: "查看者",
+  role_nurse: "护士", role_charge_nurse: "护士长", role_physician: "医生", role_phone: "值班手机", role_engineer: "工程师", role_viewer: "查看者",
   tab_station: "护士站", tab_engineer: "工程师",
   eng_link: "本页面", eng_boxes: "设备", eng_dispositions: "序列", eng_stations: "站点", eng_log: "操作与应答",
   tone_urgent: "紧急", tone_alert: "提醒", tone_technical: "设备故障", tone_withdrawn: "撤回", tone_unavailable: "AI 不可用",
@@ -193,8 +206,15 @@ const zh: Record<Word, string> = {
   eng_warnings: "预警", eng_ppv: "提醒的 PPV（7 天）", eng_test: "发送测试提醒", eng_ledger: "判读记录：",
   eng_refresh: "重新查询", eng_replay: "重放", eng_equal: "字节一致", eng_purged: "已清除",
   eng_proved: "到达：{reached}，{s} 秒", eng_may_not: "测试、记录与重放仅限角色为工程师且已开始值班的站点。",
+  reason_not_ct: "不是 CT", reason_multi_frame: "多帧图像缺少几何信息", reason_not_an_image: "不是灰度图像",
+  reason_localizer: "定位像", reason_derived: "由其他序列重建", reason_no_geometry: "缺少几何信息",
+  reason_not_axial: "不是横断面", reason_same_position: "同一位置有多幅图像", reason_too_few_slices: "层面过少",
+  reason_too_many_slices: "层面过多", reason_too_thick: "层间距过大", reason_bone_kernel: "骨算法重建",
+  reason_not_chosen: "已分析同一检查的另一序列", reason_not_head: "不是头部", reason_no_brain_tissue: "没有脑组织",
+  reason_undecodable: "像素无法解码", reason_blank_slice: "有空白层面", reason_crashed: "分析程序崩溃",
+  reason_model_failed: "模型无法运行",
   yes: "是", no: "否",
-  keys: "按键：↑ ↓ 选择，A 确认，C 处理，D 无法处理，E 呼叫下一位，R 关闭，1 2 3 正确 错误 不确定",
+  keys: "按键：↑ ↓ 选择，A 确认，C 我先去看，D 无法处理，E 呼叫更多人，R 关闭，1 2 3 正确 错误 不确定",
   disclaimer: "软件给出的疑似发现提醒，不是诊断。不是医疗器械。",
   elsewhere: "护士站已在此浏览器的另一个标签页中打开。", here: "使用本标签页",
   no_config: "设备没有应答，正在重试。",
@@ -221,21 +241,38 @@ export function word(prefix: string, code: string): string {
   return key in en ? t(key as Word) : code.replaceAll("_", " ");
 }
 
-/** What the daemon writes as addenda, in English; the English text itself where it is none of these. */
-const ADDENDA: readonly [RegExp, string][] = [
-  [/^the complete series could not be analysed: (.*)$/, "完整序列无法分析：$1"],
+/** What the daemon writes on alerts, in English. */
+const WRITTEN: readonly [RegExp, string][] = [
+  [/^the complete series could not be analysed: (\w+)$/, "完整序列无法分析：$1"],
+  [/^withdrawn: the final verdict is not suspected$/, "已撤回：最终结果不支持"],
   [/^suspected again after it was withdrawn$/, "撤回后再次疑似"],
   [/^more urgent than when it was taken$/, "比有人处理时更紧急"],
   [/^declined by (.*)$/, "无法处理：$1"],
   [/^more people asked for by (.*)$/, "请求呼叫更多人：$1"],
   [/^expired: nobody acknowledged it$/, "已过期：无人确认"],
+  [/^closed by time$/, "到时自动关闭"],
   [/^resolved: (.*)$/, "已关闭：$1"],
+  [/^no station has shown alert (\S+) after (\d+) s$/, "提醒 $1 在 $2 秒后仍未在任何站点显示"],
+  [/^alert (\S+) expired without an acknowledgement$/, "提醒 $1 已过期，无人确认"],
+  [/^studies are refused \(A700\): (\d+) MB are free$/, "拒收检查（A700）：剩余 $1 MB"],
+  // What follows the colon is for who repairs the box.
+  [/^the chain is broken: (.*)$/, "自检链路中断：$1"],
+  [/^update failed: (.*)$/, "升级失败：$1"],
 ];
 
-export function addendum(text: string): string {
-  if (current === "en") return text;
-  const known = ADDENDA.find(([english]) => english.test(text));
-  return known ? text.replace(known[0], known[1]) : text;
+const UNREAD = /^(the complete series could not be analysed: )(\w+)$/;
+
+/** Says that the complete series could not be analysed. */
+export const isUnread = (text: string | undefined): boolean => UNREAD.test(text ?? "");
+
+/** An addendum or the text of trouble in the language of the station; in English where it is none of the known ones. */
+export function written(text: string): string {
+  const unread = UNREAD.exec(text);
+  if (current === "en") return unread ? `${unread[1]}${word("reason_", unread[2]!)}` : text;
+  const known = WRITTEN.find(([english]) => english.test(text));
+  if (!known) return text;
+  const said = text.replace(known[0], known[1]);
+  return unread ? said.replace(unread[2]!, word("reason_", unread[2]!)) : said;
 }
 
 /** "45 s", "12 min", "3 h 05", "2 d". */

@@ -4,7 +4,7 @@ import { render } from "preact";
 import { useEffect, useReducer, useState } from "preact/hooks";
 
 import { speak, t } from "./i18n.ts";
-import { loadSettings, saveSettings, type Settings } from "./settings.ts";
+import { fromAddress, loadSettings, saveSettings, type Settings } from "./settings.ts";
 import * as sound from "./sound.ts";
 import { Station } from "./station.ts";
 import { every } from "./timer.ts";
@@ -49,7 +49,9 @@ function App() {
   const [settings, setSettings] = useState<Settings | undefined>(loadSettings);
   const [held, setHeld] = useState<boolean>();
   const [station, setStation] = useState<Station>();
-  const [setup, setSetup] = useState(false);
+  // An address that names another station or role asks to be it.
+  const [given, setGiven] = useState(() => fromAddress(location.hash));
+  const [setup, setSetup] = useState(() => given !== undefined && (given.station !== settings?.station || given.role !== settings.role));
   if (settings) speak(settings.language);
 
   useEffect(() => hold(false, () => setHeld(true), () => setHeld(false)), []);
@@ -74,9 +76,11 @@ function App() {
     const save = (settings: Settings): void => {
       saveSettings(settings);
       setSetup(false);
+      setGiven(undefined);
+      history.replaceState(null, "", location.pathname);
       setSettings(settings);
     };
-    return <Setup site={config.site} settings={settings} onSave={save} />;
+    return <Setup site={config.site} settings={settings} given={given} onSave={save} />;
   }
   return station ? <Page station={station} onSetup={() => setSetup(true)} /> : <Plain text="" />;
 }
@@ -113,6 +117,9 @@ function Page({ station, onSetup }: { station: Station; onSetup: () => void }) {
 }
 
 render(<App />, document.getElementById("station")!);
+
+// Typed into an open page it changes nothing by itself.
+addEventListener("hashchange", () => fromAddress(location.hash) && location.reload());
 
 // The tick runs for whichever station is there; in a worker, so that a hidden page keeps its time.
 every(1_000, () => (window as { ichd?: { station?: Station } }).ichd?.station?.tick());

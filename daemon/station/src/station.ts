@@ -6,7 +6,7 @@ import { Link } from "./link.ts";
 import { type Box, type Link as LinkState, troubles, type Trouble } from "./liveness.ts";
 import { Receipts } from "./receipts.ts";
 import { type Alerts, reduce } from "./reducer.ts";
-import { loadShift, saveShift, type Settings, type Shift } from "./settings.ts";
+import { isOn, loadShift, saveShift, type Settings, type Shift } from "./settings.ts";
 import * as sound from "./sound.ts";
 import * as subject from "./subject.ts";
 import * as wire from "./wire.ts";
@@ -405,6 +405,21 @@ export class Station {
     return sound.isRunning();
   }
 
+  /** Silences and maintenance windows that boxes have now, with their ends by our clock. */
+  get silences(): { device: string; silence: wire.Silence; until: Date }[] {
+    return [...this.boxes].flatMap(([device, { status }]) => {
+      const until = Date.parse(status?.silence?.until ?? "");
+      const shift = this.#boxWall(device) - Date.now();
+      return status?.silence && until - shift > Date.now() ? [{ device, silence: status.silence, until: new Date(until - shift) }] : [];
+    });
+  }
+
+  /** A box has this station enrolled for another role: it would sound when others are called. */
+  get misplaced(): boolean {
+    const reason = `station_role:${this.settings.station}`;
+    return [...this.boxes.values()].some(({ status }) => status?.reasons?.includes(reason));
+  }
+
   get quietFor(): number | undefined {
     return this.#quiet && this.#quiet.until > now() ? (this.#quiet.until - now()) / 1000 : undefined;
   }
@@ -422,6 +437,7 @@ export class Station {
     this.#troubledAt = this.troubles.length > 0 ? (this.#troubledAt ?? now()) : undefined;
     if (this.#troubledAt === undefined) this.#unavailableSoundedAt = this.#quiet = undefined;
     this.#sound();
+    if (this.shift && !isOn(this.shift, Date.now())) this.endShift();
     for (const pending of this.#pending.values()) {
       if (pending.state === "sending" && now() - pending.at > ANSWER_MS) pending.state = "no_answer";
     }
@@ -534,7 +550,8 @@ export class Station {
     if (old && same && (old.state === "no_answer" || old.state === "not_sent") && old.action.rev === alert.rev) {
       return void this.#send(old);
     }
-    const wall = Math.max(this.#boxWall(device), Date.parse(alert.published_at ?? "") || 0);
+    // A clock that may be wrong must not make it void: what the broker keeps is void after as long.
+    const wall = this.#offsets.has(device) ? Math.max(this.#boxWall(device), Date.parse(alert.published_at ?? "") || 0) : undefined;
     const action: wire.Action = {
       schema: "ichd.action/1",
       action_id: crypto.randomUUID(),
@@ -544,7 +561,7 @@ export class Station {
       user: this.shift.user,
       reason: more.reason ?? null,
       feedback: more.feedback ?? null,
-      expires_at: new Date(wall + ACTION_LIFE_MS).toISOString(),
+      ...(wall === undefined ? {} : { expires_at: new Date(wall + ACTION_LIFE_MS).toISOString() }),
     };
     const pending: Pending = { device, action, at: now(), state: "sending" };
     this.#pending.set(action.action_id, pending);

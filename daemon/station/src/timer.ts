@@ -1,15 +1,42 @@
-//! `setInterval` and `setTimeout` that keep their time while the page is hidden.
+//! `setInterval` and `setTimeout` that keep their time while the page is hidden. Without the worker they are the browser's
+//! own: slower while nobody looks, but there.
 
-const worker = new Worker("/tick.js", { type: "module" });
-const callbacks = new Map<number, () => void>();
+interface Timer {
+  ms: number;
+  callback: () => void;
+  own?: ReturnType<typeof setInterval>;
+}
+
+const timers = new Map<number, Timer>();
 let last = 0;
+let worker = start();
 
-worker.onmessage = ({ data }: MessageEvent<number>) => callbacks.get(data)?.();
+function start(): Worker | undefined {
+  try {
+    const worker = new Worker("/tick.js", { type: "module" });
+    worker.onmessage = ({ data }: MessageEvent<number>) => timers.get(data)?.callback();
+    worker.onerror = fallBack;
+    return worker;
+  } catch {
+    return undefined;
+  }
+}
+
+function fallBack(): void {
+  worker?.terminate();
+  worker = undefined;
+  timers.forEach(begin);
+}
+
+function begin(timer: Timer, id: number): void {
+  if (worker) worker.postMessage({ id, every: timer.ms });
+  else timer.own ??= setInterval(timer.callback, timer.ms);
+}
 
 export function every(ms: number, callback: () => void): number {
-  const id = ++last;
-  callbacks.set(id, callback);
-  worker.postMessage({ id, every: ms });
+  const [id, timer] = [++last, { ms, callback }];
+  timers.set(id, timer);
+  begin(timer, id);
   return id;
 }
 
@@ -22,5 +49,9 @@ export function after(ms: number, callback: () => void): number {
 }
 
 export function clear(id: number): void {
-  if (callbacks.delete(id)) worker.postMessage({ id });
+  const timer = timers.get(id);
+  if (!timer) return;
+  timers.delete(id);
+  if (timer.own !== undefined) clearInterval(timer.own);
+  worker?.postMessage({ id });
 }

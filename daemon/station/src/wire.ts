@@ -3,7 +3,8 @@
 export type Subtype = "epidural" | "intraparenchymal" | "intraventricular" | "subarachnoid" | "subdural";
 export type AlertState =
   | "raised" | "delivered" | "acknowledged" | "escalated" | "resolved" | "withdrawn" | "expired";
-export type Role = "nurse" | "charge_nurse" | "physician" | "engineer" | "viewer";
+/** A role of the site's ladder, or `engineer`, or `viewer`. */
+export type Role = string;
 export type Verb = "ack" | "claim" | "release" | "decline" | "escalate" | "resolve" | "feedback";
 export type Feedback = "right" | "wrong" | "unsure";
 export type ReceiptStage = "received" | "displayed" | "sounded";
@@ -45,6 +46,14 @@ export interface Alert {
   disclaimer?: string;
 }
 
+/** A silence or maintenance window: no alert sounds until it ends. */
+export interface Silence {
+  kind?: "silence" | "maintenance";
+  author?: string;
+  reason?: string;
+  until?: string;
+}
+
 /** `ichd.status/1`. */
 export interface DeviceStatus {
   state: "init" | "ready" | "degraded" | "maintenance" | "offline" | "lost";
@@ -56,6 +65,7 @@ export interface DeviceStatus {
   reasons?: string[];
   /** What will be a reason if nobody sees to it. */
   warnings?: string[];
+  silence?: Silence | null;
 }
 
 /** `ichd.heartbeat/1`; the engineer view lists whatever else is in it. */
@@ -96,7 +106,8 @@ export interface Action {
   user: string;
   reason: string | null;
   feedback: Feedback | null;
-  expires_at: string;
+  /** By the box's clock; left out by a page that does not know it. */
+  expires_at?: string;
 }
 
 /** `ichd.reply/1`. */

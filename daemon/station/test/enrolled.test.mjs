@@ -19,6 +19,8 @@ const listens = (port) =>
 
 describe("tablets of the site", () => {
   let dir, site, broker, ports;
+  /** What `ichd enrol add` printed, by name. */
+  const printed = {};
   before(async () => {
     dir = mkdtempSync(join(tmpdir(), "ichd-enrolled-"));
     site = join(dir, "site");
@@ -27,8 +29,8 @@ describe("tablets of the site", () => {
     enrol("init", "--site", "north", "--broker", "localhost", "--port", ports.mqtt, "--websockets-port", ports.certificate,
       "--websockets-password-port", ports.password, "--broker-dir", join(site, "broker"), "--persistence-dir", dir);
     enrol("add", "device", "ct-1", "--address", "localhost");
-    enrol("add", "station", "nurse-1", "--p12");
-    enrol("add", "station", "nurse-2", "--password");
+    printed["nurse-1"] = String(enrol("add", "station", "nurse-1", "--p12"));
+    printed["nurse-2"] = String(enrol("add", "station", "nurse-2", "--password"));
     writeFileSync(join(site, "broker/conf.d/test.conf"), `user ${userInfo().username}\n`);
     broker = spawn(peers.mosquitto, ["-c", join(site, "broker/mosquitto.conf")], { stdio: "ignore" });
     await until("the broker listens", () => listens(ports.password));
@@ -68,7 +70,9 @@ describe("tablets of the site", () => {
     const chromium = await peers.browser(tablet(name, p12));
     try {
       const url = daemon.page.replace(/^http:..127.0.0.1/, "https://localhost");
-      const page = await station(chromium, url, { name, password, user: "Li Na", strict: true });
+      const [, hash] = printed[name].match(/https:\/\/localhost:8443\/(#\S+)/);
+      const page = await station(chromium, `${url}/`, { hash, password, user: "Li Na", strict: true });
+      assert.equal(await page.evaluate(() => window.ichd.station.settings.station), name);
       const tile = (of) => page.locator(`[data-tile="${of}"]`).getAttribute("data-look");
       await until("linked over wss", async () => (await tile("link")) === "ok");
       await until("the box is ready", async () => (await tile("box-ct-1")) === "ok");

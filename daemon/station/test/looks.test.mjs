@@ -115,7 +115,16 @@ describe("looks", () => {
     await page.keyboard.press("3");
     assert.equal((await said("feedback", third)).body.feedback, "unsure");
     await page.keyboard.press("r");
+    await until("the question", () => page.locator(".card.selected .question").isVisible());
+    assert.ok(!wire.seen.some((m) => m.body?.verb === "resolve"), "a key asks what its button asks");
+    await page.keyboard.press("Enter");
     await said("resolve", third);
+    await page.keyboard.press("ArrowUp");
+    await page.keyboard.press("d");
+    await until("why", () => page.locator(".card.selected .question").isVisible());
+    await page.keyboard.press("Tab");
+    await page.keyboard.press("Enter");
+    assert.equal((await said("decline", second)).body.reason, "not_mine");
     assert.ok(!wire.seen.some((m) => m.body?.verb === "ack"), "no key that nobody pressed");
   });
 
@@ -127,6 +136,15 @@ describe("looks", () => {
       return [...document.querySelectorAll(".card .ref")].filter((ref) => ref.getBoundingClientRect().bottom <= bottom).length;
     });
     assert.ok(whole >= 6, `${whole} of 14 on the wall`);
+  });
+
+  test("alerts are silenced, and this station is set up as something else", async () => {
+    await raise(MANY[0]);
+    const silence = { kind: "silence", author: "Zhao Lei", reason: "scanner test", until: new Date(Date.now() + 3_600_000).toISOString() };
+    const roles = VIEWS.map(([name]) => `station_role:${name}`);
+    await wire.status("degraded", roles, { silence });
+    for (const page of pages.values()) await until("both bars", async () => (await page.locator("[data-bar]").count()) === 2);
+    await all("muted", 1);
   });
 
   test("the box is in maintenance while an alert waits; then it is alone", async () => {
@@ -196,7 +214,7 @@ function look() {
   const named = (e) => `${e.tagName.toLowerCase()}.${e.className} "${e.textContent.slice(0, 30)}"`;
   const cut = elements.filter((e) => {
     const style = getComputedStyle(e);
-    if (style.display === "inline" || style.display === "contents" || e.closest(".scroll, select")) return false;
+    if (style.display === "inline" || style.display === "contents" || e.closest(".scroll, select, .unseen")) return false;
     return e.scrollWidth > e.clientWidth + 1 && style.textOverflow !== "ellipsis";
   });
   if (document.documentElement.scrollWidth > innerWidth) cut.push(document.documentElement);

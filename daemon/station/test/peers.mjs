@@ -117,8 +117,8 @@ export class Wire {
     return this.client.publishAsync(`ichd/1/north/${topic}`, body === "" ? "" : JSON.stringify(body), options);
   }
 
-  status(state, reasons = []) {
-    const body = { schema: "ichd.status/1", state, boot: 1, conn: 1, version: "0.1.0", slot: null, reasons };
+  status(state, reasons = [], more = {}) {
+    const body = { schema: "ichd.status/1", state, boot: 1, conn: 1, version: "0.1.0", slot: null, model: null, reasons, ...more };
     return this.say("dev/ct-1/status", body, true);
   }
 
@@ -260,9 +260,10 @@ export async function browser(home) {
   return chromium.launch(launch);
 }
 
-/** A station: a browser of its own, its setup form filled in as a person would. */
+/** A station: a browser of its own, its setup form filled in as a person would; with `hash` name and role come from the
+ * address. `prepare`: what is done to the page before it is opened. */
 export async function station(browser, url, settings = {}) {
-  const { name = "ward-3", ward = "Stroke ward 3", role = "nurse", user = "Li Na", language, key, password, size, strict = false } = settings;
+  const { name = "ward-3", ward = "Stroke ward 3", role = "nurse", user = "Li Na", language, key, password, size, strict = false, hash = "", prepare } = settings;
   const context = await browser.newContext({
     viewport: size ?? { width: 1280, height: 800 }, locale: "en-GB", ignoreHTTPSErrors: !strict,
   });
@@ -270,10 +271,13 @@ export async function station(browser, url, settings = {}) {
   page.problems = [];
   page.on("pageerror", (error) => page.problems.push(String(error)));
   page.on("console", (line) => line.type() === "error" && page.problems.push(line.text()));
-  await page.goto(url);
+  await prepare?.(page);
+  await page.goto(url + hash);
   if (language === "zh") await page.getByRole("button", { name: "中文" }).click();
-  await page.locator("[name=station]").fill(name);
-  await page.locator("[name=role]").selectOption(role);
+  if (!hash) {
+    await page.locator("[name=station]").fill(name);
+    await page.locator("[name=role]").selectOption(role);
+  }
   await page.locator("[name=ward]").fill(ward);
   if (key || password) await page.locator("summary").click();
   if (key) await page.locator("[name=key]").fill(key);

@@ -199,6 +199,21 @@ test("what the daemon seals, the page opens", async () => {
   assert.deepEqual(calls, ['{"name":"PHANTOM^HEAD"}']);
 });
 
+test("an address of the enrolment gives name and role; a shift has an end", async () => {
+  globalThis.localStorage ??= { getItem: () => null };
+  const { fromAddress, isOn, SHIFT_MAX_MS } = await load("settings.ts");
+  assert.deepEqual(fromAddress("#station=nurse-1&role=charge_nurse"), { station: "nurse-1", role: "charge_nurse" });
+  for (const wrong of ["", "#station=nurse-1", "#station=Nurse&role=nurse", "#station=a/b&role=nurse", "#station=a&role=x%22"]) {
+    assert.equal(fromAddress(wrong), undefined, wrong);
+  }
+  const shift = { user: "Li Na", started_at: "2026-01-01T20:00:00Z", sound_ok: true };
+  const began = Date.parse(shift.started_at);
+  assert.equal(isOn(shift, began + SHIFT_MAX_MS), true);
+  assert.equal(isOn(shift, began + SHIFT_MAX_MS + 1), false);
+  assert.equal(isOn(shift, began - SHIFT_MAX_MS - 1), false, "a clock that was set back by days");
+  assert.equal(isOn({ ...shift, started_at: "yesterday" }, began), false);
+});
+
 test("the page never says what a notification must not say", async () => {
   const source = readFileSync(join(here, "../src/i18n.ts"), "utf8");
   assert.doesNotMatch(source, /diagnosed|positive|\bnormal\b(?!")/i, "a word that this page may not say");
@@ -229,5 +244,23 @@ test("both languages say everything, with the same blanks to fill", async () => 
   for (const code of said) assert.ok(en.has(`technical_${code}`), `no words for technical ${code}`);
   const [, flags] = rust("../../docs/REFERENCE.md").match(/## Quality flags\n(.*?)stand in/s);
   assert.ok(flags.includes("`tilted`"));
+  // Its reasons and its sentences, too: each that stands on a card is translated.
+  const [, codes] = rust("../../docs/REFERENCE.md").match(/## Reason codes\n(.*?)\n## /s);
+  const reasons = [...codes.matchAll(/^\| `(\w+)`/gm)].map(([, code]) => code);
+  assert.ok(reasons.length >= 19, reasons.join());
+  for (const code of reasons) assert.ok(en.has(`reason_${code}`), `no words for reason ${code}`);
+  globalThis.document ??= { documentElement: {} };
+  globalThis.navigator ??= { language: "en" };
+  const { speak, written } = await load("i18n.ts");
+  speak("zh");
+  const pushed = daemon.replaceAll(/#\[cfg\(test\)\].*?\n}/gs, "").matchAll(/addendum\s*\.push\((?:"([^"]+)"|format!\("([^"]+)")/g);
+  const sentences = [...pushed].map(([, fixed, blank]) => fixed ?? blank).filter((text) => !text.startsWith("proof of life:"));
+  assert.ok(sentences.length >= 8, sentences.join("\n"));
+  for (const sentence of [...sentences, "no station has shown alert K3J-26 after 12 s", "alert K3J-26 expired without an acknowledgement"]) {
+    const text = sentence.replace("{what}", "declined").replaceAll(/\{[^}]*\}/g, "X");
+    assert.match(written(text), /\p{Script=Han}/u, `"${text}" is not translated`);
+  }
+  assert.equal(written("the complete series could not be analysed: crashed"), "完整序列无法分析：分析程序崩溃");
+  speak("en");
   for (const [, flag] of flags.matchAll(/`(\w+)`/g)) assert.ok(en.has(`flag_${flag}`), `no words for flag ${flag}`);
 });

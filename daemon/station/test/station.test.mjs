@@ -6,7 +6,7 @@ import { readFileSync, rmSync, mkdtempSync } from "node:fs";
 import { get } from "node:https";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { after, before, describe, test } from "node:test";
+import { after, afterEach, before, describe, test } from "node:test";
 
 import { sealed } from "./jwe.mjs";
 import * as peers from "./peers.mjs";
@@ -188,7 +188,13 @@ describe("a box that follows a script", () => {
     await broker?.stop();
     await elsewhere?.stop();
   });
-  const fresh = (name, more) => station(chromium, daemon.page, { name, ...more });
+  const opened = [];
+  const fresh = async (name, more) => {
+    const page = await station(chromium, daemon.page, { name, ...more });
+    opened.push(page.context());
+    return page;
+  };
+  afterEach(() => Promise.all(opened.splice(0).map((context) => context.close())));
   const action = (name, verb) => wire.next(`${verb} of ${name}`, (m) => m.topic.includes(`sta/${name}/action`) && m.body.verb === verb);
   const reply = (name, { body }, result, code) =>
     wire.say(`dev/ct-1/reply/${name}`, {
@@ -214,7 +220,7 @@ describe("a box that follows a script", () => {
     const before = await heard(a, "urgent");
     await shot(b, "acknowledged");
 
-    await b.getByRole("button", { name: "I take it" }).click();
+    await b.getByRole("button", { name: "I'm looking" }).click();
     await reply("b-1", await action("b-1", "claim"), "accepted", "ok");
     await says(b, ".answer", /The box has it/);
     await b.getByRole("button", { name: "Wrong" }).click();
@@ -289,7 +295,7 @@ describe("a box that follows a script", () => {
   test("proof of life ages and turns red; silence and a lost box are said aloud, and all is taken back", async () => {
     const page = await fresh("a-5");
     await gone(page, ".unavailable");
-    assert.equal(await look(page, "proof-ct-1"), "ok");
+    await until("a heartbeat tells its age", async () => (await look(page, "proof-ct-1")) === "ok");
     // Two seconds to go until two intervals have passed; the page counts them itself.
     await wire.beat({ last_proof_age_s: 1_796 });
     wire.silence();
@@ -379,6 +385,114 @@ describe("a box that follows a script", () => {
     await wire.say("dev/ct-1/alert/01LONG", "", true);
   });
 
+  test("a silence is seen by everybody: who, until when, why; and the sound tile says so", async () => {
+    const page = await fresh("a-11");
+    await until("the sound is on", async () => (await look(page, "sound")) === "ok");
+    const end = new Date(Date.now() + 3_600_000);
+    const silence = { kind: "silence", author: "Zhao Lei", reason: "scanner test", until: end.toISOString() };
+    await wire.status("ready", [], { silence });
+    const time = `${String(end.getHours()).padStart(2, "0")}:${String(end.getMinutes()).padStart(2, "0")}`;
+    await says(page, "[data-bar='silence']", new RegExp(`until .*${time}: silenced by Zhao Lei: scanner test`));
+    assert.equal(await look(page, "sound"), "bad");
+    await shot(page, "silenced");
+    await wire.status("maintenance", [], { silence: { ...silence, kind: "maintenance" } });
+    await says(page, "[data-bar='silence']", /Maintenance by Zhao Lei/);
+    // It ends by itself, also when the box cannot say so.
+    await wire.status("ready", [], { silence: { ...silence, until: new Date(Date.now() + 3_000).toISOString() } });
+    await visible(page, "[data-bar='silence']");
+    await gone(page, "[data-bar='silence']");
+    assert.equal(await look(page, "sound"), "ok");
+    await wire.status("ready");
+  });
+
+  test("an address fills in name and role, whatever the site calls it; the box says when they are not the enrolled ones", async () => {
+    const page = await station(chromium, `${daemon.page}/`, { hash: "#station=a-12&role=stroke_team" });
+    const status = await wire.next("a-12 is ready", (m) => m.topic.endsWith("sta/a-12/status") && m.body.state === "ready");
+    assert.equal(status.body.role, "stroke_team");
+    assert.equal(await page.evaluate(() => location.hash), "");
+    await wire.alert(alert({ alert_id: "01ROLE", escalation: { policy: "night", step: 0, next_in_ms: 60_000, roles: ["nurse", "stroke_team"] } }));
+    await sounds(page, "urgent");
+    await wire.say("dev/ct-1/alert/01ROLE", "", true);
+    await wire.status("degraded", ["station_role:a-13", "station_role:a-12"]);
+    await says(page, "[data-bar='role']", /Set up as stroke team/);
+    // The right address mends it, in a page that knows itself already.
+    await page.goto(`${daemon.page}/#station=a-12&role=phone`);
+    await until("the form", async () => (await page.locator("[name=role]").inputValue()) === "phone");
+    await page.locator("form button[type=submit]").click();
+    await wire.next("a-12 is a phone", (m) => m.topic.endsWith("sta/a-12/status") && m.body.role === "phone");
+    await wire.status("ready");
+    await gone(page, "[data-bar='role']");
+  });
+
+  test("a shift that nobody ended ends by itself, on the page and for the box", async () => {
+    const page = await fresh("a-14");
+    const last = () => wire.seen.filter((m) => m.topic.endsWith("sta/a-14/status")).at(-1)?.body;
+    await until("ready", () => last()?.state === "ready");
+    await page.evaluate(() => {
+      const now = Date.now.bind(Date);
+      Date.now = () => now() + 14.1 * 3_600_000;
+    });
+    await visible(page, ".start");
+    await until("away", () => last().state === "away" && last().user === null);
+    // Nor does one that is in the memory of a tablet that was off for days begin again.
+    const started_at = new Date(Date.now() - 60 * 3_600_000).toISOString();
+    await page.evaluate((shift) => localStorage.setItem("ichd.shift", JSON.stringify(shift)), { user: "Li Na", started_at, sound_ok: true });
+    await page.reload();
+    await visible(page, ".start");
+    assert.equal(await page.locator(".person").count(), 0);
+  });
+
+  test("an action says when it is void only on a page that knows the box's clock", async () => {
+    await wire.alert(alert({ alert_id: "01CLOCK" }));
+    const page = await fresh("a-15", {
+      prepare: (page) => page.addInitScript(() => {
+        const now = Date.now.bind(Date);
+        Date.now = () => now() - 3_600_000;
+      }),
+    });
+    await page.locator("[data-alert='01CLOCK'] .ack").click();
+    assert.equal((await action("a-15", "ack")).body.expires_at, undefined, "an hour slow, and only kept documents so far");
+    await wire.alert(alert({ alert_id: "01CLOCK", rev: 2 }));
+    await until("the revision", async () => (await page.locator("[data-alert='01CLOCK']").getAttribute("data-rev")) === "2");
+    await page.locator("[data-alert='01CLOCK'] .actions button").nth(1).click();
+    const left = Date.parse((await action("a-15", "claim")).body.expires_at) - Date.now();
+    assert.ok(left > 0 && left < 600_000, `${left} ms`);
+    await wire.say("dev/ct-1/alert/01CLOCK", "", true);
+  });
+
+  test("without its worker a page still ticks: it sounds, and says when the box is silent", async () => {
+    const page = await fresh("a-16", { prepare: (page) => page.route("**/tick.js", (route) => route.abort()) });
+    await until("linked", async () => (await look(page, "link")) === "ok");
+    const classes = new Set();
+    await until("the ring goes in and out with the tick", async () => classes.add(await page.locator(".ring").getAttribute("class")).size === 2);
+    assert.equal(await page.locator(".ring").evaluate((ring) => getComputedStyle(ring, "::after").animationName), "none", "nothing breathes without a tick");
+    await page.evaluate(later, 61_000);
+    await visible(page, ".unavailable");
+    await wire.alert(alert({ alert_id: "01TICK" }));
+    await sounds(page, "urgent", 2);
+    await wire.say("dev/ct-1/alert/01TICK", "", true);
+  });
+
+  test("who hears the page instead of seeing it: alerts are announced, the shift's dialog keeps the keys", async () => {
+    const page = await fresh("a-17");
+    const said = page.locator(".unseen[role='alert']");
+    assert.equal(await said.textContent(), "");
+    await wire.alert(alert({ alert_id: "01SAID", age_ms: 60_000 }));
+    await until("announced", async () => (await said.textContent()) === "Suspected intracranial hemorrhage, K3J-26, left · intraparenchymal, intraventricular");
+    await wire.alert(alert({ alert_id: "01NEXT", subject: { ref: "T4T-11" }, finding: null }));
+    await until("the newest", async () => (await said.textContent()) === "Suspected intracranial hemorrhage, T4T-11");
+    for (const id of ["01SAID", "01NEXT"]) await wire.say(`dev/ct-1/alert/${id}`, "", true);
+    await page.locator(".person").click();
+    const focused = () => page.evaluate(() => document.activeElement.closest(".sheet") !== null);
+    for (let i = 0; i < 7; i++) {
+      assert.equal(await focused(), true, `after ${i} tabs`);
+      await page.keyboard.press(i < 5 ? "Tab" : "Shift+Tab");
+    }
+    await page.keyboard.press("Escape");
+    await gone(page, ".sheet");
+    assert.equal(await page.evaluate(() => document.activeElement.className), "person", "focus is back where it was");
+  });
+
   test("a station that dies is said offline by its will; a second tab takes over quietly", async () => {
     const page = await fresh("a-7");
     const tab = await page.context().newPage();
@@ -404,7 +518,10 @@ describe("a box that follows a script", () => {
 
   test("Chinese, on a phone", async () => {
     const page = await fresh("zh-1", { language: "zh", ward: "神经内科三病区", user: "李娜", size: { width: 414, height: 896 } });
-    await wire.alert(alert({ alert_id: "01ZH", state: "escalated", escalation: { step: 1, next_in_ms: 180_000 } }));
+    const addendum = ["the complete series could not be analysed: crashed"];
+    await wire.alert(alert({ alert_id: "01ZH", stage: "provisional", state: "escalated", escalation: { step: 1, next_in_ms: 180_000 }, addendum }));
+    await says(page, ".card .note", /完整序列无法分析：分析程序崩溃/);
+    assert.doesNotMatch(await page.locator(".card .facts").innerText(), /仍在传输/, "what could not be read has arrived");
     await says(page, ".card", /疑似颅内出血.*左侧 · 脑实质内, 脑室内/s);
     await shot(page, "phone-zh");
     assert.equal(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), true, "nothing is cut off");

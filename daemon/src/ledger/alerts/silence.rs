@@ -10,6 +10,7 @@ use crate::clock;
 
 /// A silence or maintenance window.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Silence {
     /// `silence` or `maintenance`.
     pub kind: String,

@@ -1,6 +1,6 @@
-import { useState } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 
-import { addendum, age, t, word } from "../i18n.ts";
+import { age, isUnread, t, word, written } from "../i18n.ts";
 import type { Shown, Station } from "../station.ts";
 import { type Feedback, isWaiting } from "../wire.ts";
 
@@ -8,11 +8,16 @@ interface Props {
   station: Station;
   shown: Shown;
   selected: boolean;
+  asking: Question | undefined;
+  onAsk(what: Question | undefined): void;
   onSelect(): void;
 }
 
+/** What is asked before it is done. */
+export type Question = "decline" | "resolve";
+
 /** One alert: what, whose, how old, who has it; and the big button. Colour never stands alone: each state has its sign. */
-export function Card({ station, shown, selected, onSelect }: Props) {
+export function Card({ station, shown, selected, asking, onAsk, onSelect }: Props) {
   const { alert, unconfirmed } = shown;
   const look = unconfirmed ? "unconfirmed" : alert.state === "withdrawn" ? "withdrawn" : isWaiting(alert) ? "waiting" : "taken";
   return (
@@ -29,7 +34,7 @@ export function Card({ station, shown, selected, onSelect }: Props) {
       </div>
       <Subject station={station} shown={shown} />
       <p class="facts">{facts(shown, station.config.devices.length).map((fact) => <span>{fact}</span>)}</p>
-      {alert.kind === "technical" && alert.technical?.text && <p class="note">{alert.technical.text}</p>}
+      {alert.kind === "technical" && alert.technical?.text && <p class="note">{written(alert.technical.text)}</p>}
       {alert.state === "withdrawn" ? <p class="note">{t("withdrawn_note")}</p> : <Addendum text={alert.addendum?.at(-1)} />}
       {unconfirmed && <p class="note">{t("unconfirmed")}</p>}
       <Who station={station} shown={shown} />
@@ -38,7 +43,7 @@ export function Card({ station, shown, selected, onSelect }: Props) {
           <button class="big quiet" onClick={() => station.dismiss(shown.key)}>✓ {t("seen")}</button>
         </div>
       ) : (
-        <Actions station={station} shown={shown} />
+        <Actions station={station} shown={shown} asking={asking} ask={onAsk} />
       )}
       <Answer shown={shown} />
     </article>
@@ -61,11 +66,14 @@ export function finding({ alert }: Shown): string {
 
 function facts({ alert, device }: Shown, devices: number): string[] {
   const { slice_range: range, volume_ml: ml } = alert.finding ?? {};
-  const found = [t("priority", { n: alert.priority })];
-  if (alert.kind !== "technical") found.push(alert.stage === "provisional" ? t("provisional") : t("final"));
+  const { priority: n } = alert;
+  const found = [n === 1 || n === 2 ? t(`priority_${n}`) : t("priority", { n })];
+  // A scan whose end could not be read has arrived all the same.
+  const unread = alert.stage === "provisional" && isUnread(alert.addendum?.at(-1));
+  if (alert.kind !== "technical" && !unread) found.push(alert.stage === "provisional" ? t("provisional") : t("final"));
+  if (typeof ml === "number") found.push(t("about_ml", { n: Math.round(ml) }));
   // People count slices from 1.
   if (range) found.push(t("slices", { a: range[0] + 1, b: range[1] + 1 }));
-  if (typeof ml === "number") found.push(t("about_ml", { n: Math.round(ml) }));
   if (alert.quality?.flags?.length) found.push(t("flags", { flags: alert.quality.flags.map((flag) => word("flag_", flag)).join(", ") }));
   return devices > 1 ? [...found, device] : found;
 }
@@ -89,7 +97,7 @@ function Subject({ station, shown }: { station: Station; shown: Shown }) {
 
 /** What happened last, as the box wrote it down: one alert with addenda instead of new alarms. */
 function Addendum({ text }: { text: string | undefined }) {
-  return text === undefined ? null : <p class="note">+ {addendum(text)}</p>;
+  return text === undefined ? null : <p class="note">+ {written(text)}</p>;
 }
 
 /** Who has it, and what the box will do next. */
@@ -98,7 +106,8 @@ function Who({ station, shown }: { station: Station; shown: Shown }) {
   const next = station.nextIn(shown);
   const lines: string[] = [];
   if (ack?.user) lines.push(`✓ ${t("acknowledged_by", { user: ack.user, station: ack.station ?? "" })}`);
-  if (claim?.user) lines.push(`→ ${t("claimed_by", { user: claim.user, station: claim.station ?? "" })}`);
+  const looks = isWaiting(shown.alert) ? "claimed_by" : "looking";
+  if (claim?.user) lines.push(`→ ${t(looks, { user: claim.user, station: claim.station ?? "" })}`);
   if (state === "escalated") lines.push(`⇈ ${t("escalated", { n: escalation?.step ?? 1 })}`);
   if (next !== undefined) lines.push(`◷ ${t("next_in", { age: age(next) })}`);
   const muted = Date.parse(escalation?.muted_until ?? "");
@@ -111,27 +120,36 @@ function Who({ station, shown }: { station: Station; shown: Shown }) {
 
 const FEEDBACK: readonly [Feedback, string][] = [["right", "✓"], ["wrong", "✕"], ["unsure", "?"]];
 
-function Actions({ station, shown }: { station: Station; shown: Shown }) {
-  const [asking, ask] = useState<"decline" | "resolve">();
+interface ActionsProps {
+  station: Station;
+  shown: Shown;
+  asking: Question | undefined;
+  ask(what: Question | undefined): void;
+}
+
+function Actions({ station, shown, asking, ask }: ActionsProps) {
+  const first = useRef<HTMLButtonElement>(null);
+  // Asked by a key, it is answered by one.
+  useLayoutEffect(() => (asking ? first.current?.focus() : undefined), [asking]);
   const { alert } = shown;
   if (!station.speaks) return <p class="note">{t("viewer")}</p>;
   const off = !station.mayAct || station.link !== "connected";
   const user = station.shift?.user ?? "";
-  if (asking === "decline") {
+  if (asking === "decline" && isWaiting(alert)) {
     const say = (reason: string): void => (station.act(shown, "decline", { reason }), ask(undefined));
     return (
       <div class="actions">
         <span class="question">{t("decline_why")}</span>
-        {(["busy", "not_mine", "other"] as const).map((why) => <button onClick={() => say(why)}>{t(why)}</button>)}
+        {(["busy", "not_mine", "other"] as const).map((why, n) => <button ref={n === 0 ? first : undefined} onClick={() => say(why)}>{t(why)}</button>)}
         <button class="plain-button" onClick={() => ask(undefined)}>{t("back")}</button>
       </div>
     );
   }
-  if (asking === "resolve") {
+  if (asking === "resolve" && !isWaiting(alert)) {
     return (
       <div class="actions">
         <span class="question">{t("close_why")}</span>
-        <button onClick={() => (station.act(shown, "resolve"), ask(undefined))}>{t("close_yes")}</button>
+        <button ref={first} onClick={() => (station.act(shown, "resolve"), ask(undefined))}>{t("close_yes")}</button>
         <button class="plain-button" onClick={() => ask(undefined)}>{t("back")}</button>
       </div>
     );

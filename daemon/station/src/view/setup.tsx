@@ -3,19 +3,22 @@ import { useState } from "preact/hooks";
 import { language, speak, t, word } from "../i18n.ts";
 import { isStationName, isValid, ROLES, type Settings } from "../settings.ts";
 import { keysOf } from "../subject.ts";
-import type { Role } from "../wire.ts";
 
 interface Props {
   site: string;
   settings: Settings | undefined;
+  /** Name and role, from the address that `ichd enrol` printed. */
+  given: Pick<Settings, "station" | "role"> | undefined;
   onSave(settings: Settings): void;
 }
 
 /** Who this station is; asked once, kept on the station. */
-export function Setup({ site, settings, onSave }: Props) {
-  const [form, set] = useState<Settings>(
-    settings ?? { station: "", role: "nurse", ward: "", language: language() },
-  );
+export function Setup({ site, settings, given, onSave }: Props) {
+  const [form, set] = useState<Settings>(() => ({
+    ...(settings ?? { station: "", role: "nurse", ward: "", language: language() }), ...given,
+  }));
+  // A role of the site's own has no word here; it comes by an address.
+  const roles = ROLES.includes(form.role) ? ROLES : [...ROLES, form.role];
   const [tried, setTried] = useState(false);
   speak(form.language);
   const badKey = Boolean(form.key) && keysOf(form.key ?? "").length === 0;
@@ -49,9 +52,10 @@ export function Setup({ site, settings, onSave }: Props) {
         </label>
         <label>
           {t("role")}
-          <select name="role" value={form.role} onChange={(e) => put({ role: value(e) as Role })}>
-            {ROLES.map((role) => <option value={role}>{word("role_", role)}</option>)}
+          <select name="role" value={form.role} onChange={(e) => put({ role: value(e) })}>
+            {roles.map((role) => <option value={role}>{word("role_", role)}</option>)}
           </select>
+          <small>{t("role_note")}</small>
         </label>
         <label>
           {t("ward")}

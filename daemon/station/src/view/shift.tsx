@@ -1,8 +1,30 @@
-import { useState } from "preact/hooks";
+import { useLayoutEffect, useRef, useState } from "preact/hooks";
 
 import { t } from "../i18n.ts";
 import * as sound from "../sound.ts";
 import type { Station } from "../station.ts";
+
+/** Keys stay in a dialog: Escape leaves it, Tab goes round, and focus returns to where it was. */
+function useModal(onDone: () => void, page: unknown) {
+  const ref = useRef<HTMLDivElement>(null);
+  useLayoutEffect(() => {
+    const before = document.activeElement;
+    return () => (before instanceof HTMLElement ? before.focus() : undefined);
+  }, []);
+  // A field, or the dialog itself: a second Enter must not say that a tone was heard.
+  useLayoutEffect(() => (ref.current?.querySelector("input") ?? ref.current)?.focus(), [page]);
+  const onKeyDown = (event: KeyboardEvent): void => {
+    if (event.key === "Escape") return onDone();
+    if (event.key !== "Tab") return;
+    const all = [...(ref.current?.querySelectorAll<HTMLElement>("input, button:not(:disabled)") ?? [])];
+    const [first, last] = event.shiftKey ? [all.at(-1), all[0]] : [all[0], all.at(-1)];
+    const inside = ref.current?.contains(document.activeElement);
+    if (inside && document.activeElement !== last) return;
+    event.preventDefault();
+    first?.focus();
+  };
+  return { ref, onKeyDown };
+}
 
 /** A shift starts with a name and a tone that a person heard. */
 export function StartShift({ station, onDone }: { station: Station; onDone: () => void }) {
@@ -21,7 +43,7 @@ export function StartShift({ station, onDone }: { station: Station; onDone: () =
     onDone();
   };
   return (
-    <div class="sheet" role="dialog" aria-modal="true" aria-label={t("start_shift")}>
+    <div {...useModal(onDone, played)} class="sheet" tabIndex={-1} role="dialog" aria-modal="true" aria-label={t("start_shift")}>
       <form onSubmit={(e) => void play(e)}>
         <h1>{t(station.shift ? "shift" : "start_shift")}</h1>
         {played ? (
@@ -39,7 +61,7 @@ export function StartShift({ station, onDone }: { station: Station; onDone: () =
           <>
             <label>
               {t("who")}
-              <input name="user" value={user} maxLength={64} autocomplete="off" autofocus
+              <input name="user" value={user} maxLength={64} autocomplete="off"
                 onInput={(e) => setUser((e.target as HTMLInputElement).value)} />
               <small>{t("who_note")}</small>
             </label>

@@ -5,7 +5,7 @@ import { proofAge, proofInterval } from "../liveness.ts";
 import type { Shown, Station } from "../station.ts";
 import type { Feedback } from "../wire.ts";
 import { isOpen, isWaiting } from "../wire.ts";
-import { Card, finding, headline } from "./card.tsx";
+import { Card, finding, headline, type Question } from "./card.tsx";
 import { StartShift } from "./shift.tsx";
 
 interface Props {
@@ -34,7 +34,8 @@ export function Ward({ station, tab, onTab, onSetup, children }: Props) {
     <>
       <Top station={station} tab={tab} waiting={waiting.length} onTab={onTab} onSetup={onSetup} onShift={() => setStarting(true)} />
       <Unavailable station={station} />
-      <SoundBar station={station} onShift={() => setStarting(true)} />
+      <Bars station={station} onSetup={onSetup} onShift={() => setStarting(true)} />
+      <Announcement waiting={waiting} />
       {children ?? <Alerts station={station} open={open} onShift={() => setStarting(true)} />}
       <Vitals station={station} short={open.length > 0 && !children} />
       {starting && <StartShift station={station} onDone={() => setStarting(false)} />}
@@ -137,6 +138,34 @@ function Unavailable({ station }: { station: Station }) {
   );
 }
 
+/** What keeps this station from being heard, in bars under the head. */
+function Bars({ station, onSetup, onShift }: { station: Station; onSetup: () => void; onShift: () => void }) {
+  const several = station.config.devices.length > 1;
+  return (
+    <>
+      {station.misplaced && (
+        <button class="soundbar" data-bar="role" onClick={onSetup}>
+          ✕ {t("misplaced", { role: word("role_", station.settings.role) })}
+        </button>
+      )}
+      {station.silences.map(({ device, silence, until }) => (
+        <p key={device} class="soundbar" role="status" data-bar="silence">
+          ✕♪ {several ? `${device}: ` : ""}
+          {t(silence.kind === "maintenance" ? "muted_by_work" : "muted_by", { user: silence.author ?? "", time: when(until) })}
+          {silence.reason ? `: ${silence.reason}` : ""}
+        </p>
+      ))}
+      <SoundBar station={station} onShift={onShift} />
+    </>
+  );
+}
+
+/** The newest alert that waits, for who hears the page instead of seeing it: said once, when it comes. */
+function Announcement({ waiting }: { waiting: Shown[] }) {
+  const newest = waiting.reduce<Shown | undefined>((last, shown) => (last && last.arrival.bornAt >= shown.arrival.bornAt ? last : shown), undefined);
+  return <p class="unseen" role="alert">{newest && [headline(newest), newest.alert.subject?.ref, finding(newest)].filter(Boolean).join(", ")}</p>;
+}
+
 function SoundBar({ station, onShift }: { station: Station; onShift: () => void }) {
   if (!station.shift) return null;
   if (!station.soundRuns) {
@@ -148,6 +177,7 @@ function SoundBar({ station, onShift }: { station: Station; onShift: () => void 
 
 function Alerts({ station, open, onShift }: { station: Station; open: Shown[]; onShift: () => void }) {
   const [chosen, choose] = useState<string>();
+  const [asked, ask] = useState<Asked>();
   const selected = open.find(({ key }) => key === chosen) ?? open[0];
   const moving = useMoving(open.map(({ key }) => key).join());
   const waiting = open.filter(({ alert }) => isWaiting(alert)).map(({ key }) => key).join();
@@ -166,7 +196,7 @@ function Alerts({ station, open, onShift }: { station: Station; open: Shown[]; o
         const next = open[Math.min(open.length - 1, Math.max(0, at + step))];
         choose(next?.key);
         document.querySelector(`[data-alert="${next?.alert.alert_id}"]`)?.scrollIntoView({ block: "nearest" });
-      } else onShortcut(station, selected, event.key.toLowerCase());
+      } else onShortcut(station, selected, event.key.toLowerCase(), ask);
     };
     addEventListener("keydown", onKey);
     return () => removeEventListener("keydown", onKey);
@@ -178,6 +208,7 @@ function Alerts({ station, open, onShift }: { station: Station; open: Shown[]; o
       {open.length === 0 && <Calm station={station} onShift={onShift} />}
       {open.map((shown) => (
         <Card key={shown.key} station={station} shown={shown} selected={open.length > 1 && shown.key === selected?.key}
+          asking={asked?.key === shown.key ? asked.what : undefined} onAsk={(what) => ask(what && { key: shown.key, what })}
           onSelect={() => choose(shown.key)} />
       ))}
       {earlier.length > 0 && (
@@ -217,27 +248,34 @@ function Count({ station, open }: { station: Station; open: Shown[] }) {
   );
 }
 
-const VERBS = { a: "ack", c: "claim", d: "decline", e: "escalate", r: "resolve" } as const;
+/** The question that a card asks before it acts. */
+interface Asked {
+  key: string;
+  what: Question;
+}
+
 const FEEDBACK: Record<string, Feedback> = { "1": "right", "2": "wrong", "3": "unsure" };
 
-function onShortcut(station: Station, shown: Shown, key: string): void {
-  if (station.link !== "connected" || !isOpen(shown.alert)) return;
+/** A key does what its button does, and asks what its button asks. */
+function onShortcut(station: Station, shown: Shown, key: string, ask: (asked: Asked) => void): void {
+  if (!station.mayAct || station.link !== "connected" || !isOpen(shown.alert)) return;
   const feedback = FEEDBACK[key];
   const waiting = isWaiting(shown.alert);
   if (feedback && shown.alert.kind === "finding" && !waiting) return station.act(shown, "feedback", { feedback });
-  const verb = VERBS[key as keyof typeof VERBS];
-  if (verb === "claim" || verb === "escalate") station.act(shown, verb);
+  if (key === "c") station.act(shown, "claim");
+  else if (key === "e") station.act(shown, "escalate");
   // What is taken can be closed; what is not must first be taken.
-  else if ((verb === "ack" || verb === "decline") && waiting) station.act(shown, verb);
-  else if (verb === "resolve" && !waiting) station.act(shown, verb);
+  else if (key === "a" && waiting) station.act(shown, "ack");
+  else if (key === "d" && waiting) ask({ key: shown.key, what: "decline" });
+  else if (key === "r" && !waiting) ask({ key: shown.key, what: "resolve" });
 }
 
-/** Nothing to do. A ring that breathes shows that the page is alive; no word says that a patient is well. */
+/** Nothing to do. A ring that breathes with the tick shows that the page is alive; no word says that a patient is well. */
 function Calm({ station, onShift }: { station: Station; onShift: () => void }) {
   const well = station.link === "connected" && station.troubles.length === 0;
   return (
     <div class="centre">
-      <div class={well ? "ring" : "ring still"}><span>{clock(new Date())}</span></div>
+      <div class={!well ? "ring still" : Math.floor(performance.now() / BREATH_MS) % 2 ? "ring full" : "ring"}><span>{clock(new Date())}</span></div>
       <h1>{t(well ? "no_alerts" : "alerts_unknown")}</h1>
       {well && <p class="dim">{t("no_alerts_note")}</p>}
       {!station.shift && <button class="big" onClick={onShift}>{t("start_shift")}</button>}
@@ -245,12 +283,16 @@ function Calm({ station, onShift }: { station: Station; onShift: () => void }) {
   );
 }
 
+/** In, or out; as in the style. */
+const BREATH_MS = 3_000;
+
 /** Vital signs: each with a sign, a word and a figure. */
 function Vitals({ station, short }: { station: Station; short: boolean }) {
   const { link, shift } = station;
   const linkLook = link === "connected" ? "ok" : link === "connecting" ? "dim" : "bad";
-  const soundOk = shift?.sound_ok && station.soundRuns;
-  const soundWord = soundOk ? "sound_ok" : shift && !station.soundRuns ? "sound_locked" : "sound_not";
+  const muted = station.silences.length > 0;
+  const soundOk = shift?.sound_ok && station.soundRuns && !muted;
+  const soundWord = muted ? "sound_muted" : soundOk ? "sound_ok" : shift && !station.soundRuns ? "sound_locked" : "sound_not";
   const test = station.test;
   const fresh = test && station.age(test) < 60 ? `${t("test")} ${test.alert.subject?.ref ?? ""}` : undefined;
   return (
@@ -259,7 +301,7 @@ function Vitals({ station, short }: { station: Station; short: boolean }) {
       {station.config.devices.map((device) => (
         <Proof key={device} station={station} device={device} test={fresh} />
       ))}
-      <Tile name={t("sound")} look={soundOk ? "ok" : shift ? "bad" : "dim"} id="sound">{t(soundWord)}</Tile>
+      <Tile name={t("sound")} look={soundOk ? "ok" : shift || muted ? "bad" : "dim"} id="sound">{t(soundWord)}</Tile>
     </footer>
   );
 }
@@ -312,6 +354,9 @@ function Tile({ name, look, id, extra, children }: {
     </div>
   );
 }
+
+/** A time of today, or with its date. */
+const when = (at: Date): string => (at.toDateString() === new Date().toDateString() ? clock(at) : `${at.toLocaleDateString()} ${clock(at)}`);
 
 const clock = (at: Date): string =>
   at.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
