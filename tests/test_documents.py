@@ -38,7 +38,7 @@ class Documents(unittest.TestCase):
     def test_every_test_that_a_document_names_exists(self):
         rust = rust_tests()
         pages = "\n".join(f.read_text() for f in (ROOT / "daemon/station/test").rglob("*.mjs"))
-        scripts = "\n".join(f.read_text() for f in (ROOT / "tests").glob("test_*.py"))
+        scripts = "\n".join(f.read_text() for folder in ("tests", "tools/training") for f in (ROOT / folder).glob("test_*.py"))
         missing, seen = [], 0
         for document in DOCUMENTS:
             for name in re.findall(r"`([^`\n]+)`", (ROOT / document).read_text()):

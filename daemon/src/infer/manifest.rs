@@ -145,17 +145,12 @@ pub struct Calibration {
     pub provenance: String,
 }
 
-/// What the model was made for. For people; what the daemon refuses stands in `decide::suitability`.
+/// What the model was made for. For people; what the daemon refuses stands in `decide::suitability`, so a manifest gives no
+/// range that somebody could believe to be held.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Intended {
-    /// Slice thickness, mm.
-    pub thickness_mm: [f64; 2],
-    /// Reconstructed field of view, mm.
-    pub field_mm: [f64; 2],
-    /// Reconstruction kernels, in words.
-    pub kernels: String,
-    /// Everything else, in words.
+    /// Everything, in words.
     pub words: String,
 }
 
@@ -238,14 +233,6 @@ impl Manifest {
             spoken("calibration.provenance", &c.provenance)?;
         }
         if let Some(i) = &self.intended {
-            for (field, [low, high]) in
-                [("intended.thickness-mm", i.thickness_mm), ("intended.field-mm", i.field_mm)]
-            {
-                if !(0.0 < low && low <= high && high <= 1000.0) {
-                    return refuse(field, "is no range of mm");
-                }
-            }
-            spoken("intended.kernels", &i.kernels)?;
             spoken("intended.words", &i.words)?;
         }
         if let Some(t) = &self.training {
@@ -478,7 +465,7 @@ pub(crate) mod tests {
             ("aggregate", "top = 3"),
             ("any-min", "sound = 1"),
             ("provenance", "until = 3"),
-            ("thickness-mm", "age = 3"),
+            ("words", "age = 3"),
             ("expected", "until = 3"),
         ] {
             let text = shipped();
@@ -515,7 +502,8 @@ pub(crate) mod tests {
             ("map-px", "map-px = 0", "graphs.base.map-px"),
             ("meta", "meta = []", "graphs.seq2.meta"),
             ("aggregate", "aggregate = \"mean\"", "series.aggregate"),
-            ("thickness-mm", "thickness-mm = [5.0, 2.0]", "intended.thickness-mm"),
+            ("words =", "words = \"\"", "intended.words"),
+            ("words =", "thickness-mm = [2.5, 10.0]", "thickness-mm"),
             ("any-min", "any-min = 1.5", "tiers"),
             ("priority", "priority = 0", "tiers"),
             ("file = \"seq1", "file = \"base.onnx\"", "graphs"),

@@ -63,6 +63,9 @@ struct SeriesArgs {
     /// Rows and columns.
     #[arg(long, default_value_t = 512)]
     matrix: usize,
+    /// Side of the image in the patient in millimetres.
+    #[arg(long, default_value_t = 240.0)]
+    field_mm: f32,
     /// Slice step and thickness in millimetres.
     #[arg(long, default_value_t = 5.0)]
     step_mm: f32,
@@ -206,6 +209,7 @@ fn series(a: &SeriesArgs) -> Result<(), Box<dyn Error>> {
     let options = SeriesOptions {
         scan: ScanOptions {
             matrix: a.matrix.clamp(64, 1024),
+            field_mm: a.field_mm.clamp(100.0, 500.0),
             slices: a.slices.clamp(1, 2000),
             step_mm: a.step_mm.clamp(0.5, 20.0),
             tilt_deg: a.tilt_deg.clamp(-30.0, 30.0),

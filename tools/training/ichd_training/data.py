@@ -1,19 +1,17 @@
 """Cached studies as tensors, split by person; augmentation on whole batches. All of it runs where the network runs."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from . import OUTSIDE_HU, SIZE_PX, WINDOWS
+from . import OUTSIDE_HU, SIZE_PX, WINDOWS, split
 from .prepare import MAP_PX
 from .preprocess import window
 
-TEST_PEOPLE = (54, 70, 71, 84, 91)
-"""Also shipped as DICOM test series: the weights that ship never train on them."""
-
-SHARE = {"ct-ich": 0.5, "painted": 0.3, "phantom": 0.2}
+SHARE = {"real": 0.5, "painted": 0.3, "phantom": 0.2}
 """Of the slices that training sees: real heads, painted copies of quiet real heads, phantoms."""
 
 REACH = 3
@@ -21,40 +19,36 @@ REACH = 3
 
 
 def kind(study) -> str:
-    """`ct-ich`, `painted` or `phantom`; any other name is a hospital's own study and counts as real."""
-    return next((k for k in ("painted", "phantom") if study["name"].startswith(k)), "ct-ich")
+    """`real`, `painted` or `phantom`."""
+    return split.kind(study["name"])
 
 
-def fold_of(group: str, folds: int = 5) -> int:
-    """A person's (or phantom's) fold; everything made from a person shares it."""
-    digits = "".join(c for c in group if c.isdigit())
-    return int(digits or "0") % folds
-
-
-def shipped(group: str) -> bool:
-    """Held out of the weights that ship: the test people, and every eighth phantom."""
-    what, _, number = group.rpartition("-")
-    return int(number) in TEST_PEOPLE if what == "person" else what.startswith("phantom") and int(number) % 8 == 0
-
-
-def load(cache: Path, held_out=lambda group: False):
+def load(cache: Path, fold: int | None = None):
     """(training studies, held-out studies); painted copies of held-out people are dropped altogether."""
-    train, test = [], []
+    studies = []
     for path in sorted(cache.glob("*.npz")):
         with np.load(path) as stored:
-            study = {k: stored[k] for k in stored.files}
-        study["name"], study["group"] = str(study["name"]), str(study["group"])
-        if not held_out(study["group"]):
-            train.append(study)
-        elif kind(study) != "painted":
-            test.append(study)
-    return train, test
+            studies.append({k: stored[k] for k in stored.files} | {k: str(stored[k]) for k in ("name", "group")})
+    if not studies:
+        raise SystemExit(f"{cache}: no studies; run prepare first")
+    held = split.held_out((s["group"] for s in studies), fold)
+    train = [s for s in studies if s["group"] not in held]
+    return train, [s for s in studies if s["group"] in held and kind(s) != "painted"]
+
+
+def seen(cache: Path, train, kept) -> dict:
+    """What a run learned from, for the checkpoint; see `split.seen`."""
+    path = cache / "source.json"
+    if not path.exists():
+        raise SystemExit(f"{path} is missing, which says what the data are: prepare the cache again")
+    pairs = lambda studies: [(s["name"], s["group"]) for s in studies]
+    return split.seen(pairs(train), pairs(kept), json.loads(path.read_text()))
 
 
 def spoil(studies, share: float, seed: int) -> None:
     """Gives that share of the real slices the labels of another real slice, for the ablation of noisy labels."""
     rng = np.random.default_rng(seed)
-    real = [s for s in studies if kind(s) == "ct-ich"]
+    real = [s for s in studies if kind(s) == "real"]
     pool = np.concatenate([s["labels"] for s in real])
     for study in real:
         study["labels"] = study["labels"].copy()

@@ -1,6 +1,7 @@
 """What a checkpoint says of the people and phantoms that it never saw: one file of predictions for `report`."""
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from . import CLASSES, data
 from .export import graphs
 from .preprocess import step_meta
+from .split import ABOUT
 from .train import read_base
 
 
@@ -32,17 +34,21 @@ def main() -> None:
     a.add_argument("--out", type=Path, required=True, help="file of predictions (.npz)")
     args = a.parse_args()
     modules = [m.to(args.device) for m in graphs(args.checkpoint)]
-    held = data.shipped if args.fold is None else lambda g: data.fold_of(g) == args.fold
-    _, test = data.load(args.cache, held)
+    about = torch.load(args.checkpoint, map_location="cpu")
+    wanted = "shipped" if args.fold is None else f"fold {args.fold}"
+    if about["split"] != wanted:
+        raise SystemExit(f"{args.checkpoint} was trained with the split `{about['split']}`, not `{wanted}`: it has seen these people")
+    _, test = data.load(args.cache, args.fold)
     kept = {}
     for study in test:
         stages = read(modules, study, args.device)
         kept[study["name"]] = np.stack([study["labels"], *stages]).astype(np.float32)
-        if data.kind(study) == "ct-ich":
+        if data.kind(study) == "real":
             top = stages[2].max(axis=0)
             truth = "+".join(c for i, c in enumerate(CLASSES) if i and study["labels"][:, i].any()) or "quiet"
             print(f"{study['name']} {truth}: " + " ".join(f"{c} {p:.2f}" for c, p in zip(CLASSES, top)), flush=True)
-    np.savez_compressed(args.out, **kept)
+    groups = {study["name"]: study["group"] for study in test}
+    np.savez_compressed(args.out, **{ABOUT: json.dumps({"groups": groups, "seen": about.get("seen")})}, **kept)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
-"""Labelled head CT from three layouts, all to Hounsfield units. A study is read only when it is asked for."""
+"""Labelled head CT from three layouts, all to Hounsfield units. A study is read only when it is asked for.
+
+DICOM is read as the daemon reads it: what stands here of turning, padding, places and refusals is its rule, held
+against it slice by slice by `tests/test_parity.py`.
+"""
 
 import csv
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,15 +17,20 @@ from . import CLASSES
 
 @dataclass
 class Study:
-    """One series: [T, rows, columns] HU caudal to cranial, labels [T, 6], positions and pixel size in mm."""
+    """One series: [T, rows, columns] HU caudal to cranial, labels [T, 6], positions, distance of rows and of columns in mm.
+
+    `person` and `study` (Patient ID, Study Instance UID) are known of DICOM only and are never written anywhere.
+    """
 
     name: str
     hu: np.ndarray
     labels: np.ndarray
     z_mm: np.ndarray
-    pixel_mm: float
+    row_mm: float
+    column_mm: float
     mask: np.ndarray | None = None
     person: str = ""
+    study: str = ""
 
 
 def rows(csv_path: Path) -> list[dict]:
@@ -59,7 +68,7 @@ def ct_ich(folder: Path, person: int, pixel_mm: float = 0.36, step_mm: float = 5
         planes.append(hu.astype(np.int16))
         labels.append([float(r[c]) for c in CLASSES])
         z.append(number * step_mm)
-    return Study(f"ct-ich-{person:03d}", np.stack(planes), np.asarray(labels, np.float32), np.asarray(z, np.float32), pixel_mm)
+    return Study(f"ct-ich-{person:03d}", np.stack(planes), np.asarray(labels, np.float32), np.asarray(z, np.float32), pixel_mm, pixel_mm)
 
 
 def phantom(folder: Path) -> Study:
@@ -70,26 +79,163 @@ def phantom(folder: Path) -> Study:
     labels = np.asarray([[float(r[c]) for c in CLASSES] for r in rows(folder / "labels.csv")], np.float32)
     hu = np.load(folder / "volume.npy")
     z = np.arange(len(hu), dtype=np.float32) * info["step_mm"]
-    return Study(f"phantom-{folder.parent.name}-{folder.name}", hu, labels, z, info["pixel_mm"], np.load(folder / "mask.npy"))
+    return Study(f"phantom-{folder.parent.name}-{folder.name}", hu, labels, z, info["pixel_mm"], info["pixel_mm"], np.load(folder / "mask.npy"))
 
 
-def dicom_series(files: list[Path]) -> tuple[np.ndarray, np.ndarray, float, list[str]]:
-    """Files of one series -> HU [T, rows, columns], z_mm [T], pixel_mm, SOP Instance UIDs; ordered by position."""
+BONE_WORDS = ("BONE", "EDGE", "LUNG", "ULTRA")
+BONE_LETTERS = ("YA", "YB", "YC", "YD", "YE", "D", "E")
+DERIVED_KINDS = {"PERFUSION", "MIP", "MINIP", "VRT", "SSD", "RADIAL", "SCREEN SAVE", "BATCHMODE", "CURVED"}
+CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
+SLICES_MIN, STEP_MAX_MM, SAME_POSITION_MM, PARALLEL_COS = 8, 12.0, 0.01, 0.9999
+"""As in the daemon's `decide::suitability` and `assemble::geometry`."""
+
+
+class Refused(ValueError):
+    """A series that the daemon would not analyse; the text is its reason code."""
+
+
+@dataclass
+class Series:
+    """A DICOM series as the daemon sees it: upright, caudal to cranial, one image per position."""
+
+    hu: np.ndarray
+    z_mm: np.ndarray
+    row_mm: float
+    column_mm: float
+    sops: list[str]
+
+
+def is_bone_kernel(kernel: str) -> bool:
+    """Whether a Convolution Kernel name is a sharp one by its vendor's scheme."""
+    kernel = kernel.strip().upper()
+    if kernel.startswith(BONE_WORDS) or kernel in BONE_LETTERS:
+        return True
+    if found := re.match(r"FC(\d+)", kernel):
+        return int(found[1]) in (*range(30, 40), *range(80, 90))
+    return any(60 <= int(n) <= 99 for p in ("HR", "HC", "H", "J", "B", "BL", "BR", "U") for n in re.findall(rf"^{p}(\d+)", kernel))
+
+
+def decimal(ds, tag: int, default: float) -> float:
+    """A decimal string, even where a lost value representation has left it as bytes."""
+    value = ds[tag].value if tag in ds else None
+    if value is None or value == "":
+        return default
+    return float(value.decode().strip("\0 ") if isinstance(value, bytes) else value)
+
+
+def hounsfield(ds) -> np.ndarray:
+    """HU of one image as it is stored. Padding counts in the stored bits and in the whole cell, and is air."""
+    if ds.get("PhotometricInterpretation") != "MONOCHROME2":
+        raise Refused("undecodable")
+    bits = int(ds.get("BitsStored", 16))
+    shift = int(ds.get("HighBit", bits - 1)) + 1 - bits
+    signed = int(ds.get("PixelRepresentation", 0)) == 1
+    number = lambda raw, bits: raw - ((raw >> (bits - 1)) << bits) if signed else raw
+    raw = ds.pixel_array.astype(np.int64) & 0xFFFF
+    value, cell = number(raw >> shift & ((1 << bits) - 1), bits), number(raw, 16)
+    slope, intercept = decimal(ds, 0x00281053, 1.0), decimal(ds, 0x00281052, 0.0)
+    if not (slope != 0 and abs(slope) <= 1e3 and abs(intercept) <= 1e5):
+        raise Refused("undecodable")
+    hu = (value * slope + intercept).astype(np.float32)
+    if ds.get("PixelPaddingValue") is not None:
+        ends = [number(int(v) & 0xFFFF, 16) for v in (ds.PixelPaddingValue, ds.get("PixelPaddingRangeLimit", ds.PixelPaddingValue))]
+        for v in (value, cell):
+            hu[(v >= min(ends)) & (v <= max(ends))] = -1000
+    return hu
+
+
+def upright(hu: np.ndarray, row, column, spacing):
+    """Turns an image until columns run to the patient's left and rows to the back; (image, row_mm, column_mm)."""
+    transpose = abs(row[1]) > abs(row[0])
+    right, down = (column[0], row[1]) if transpose else (row[0], column[1])
+    hu = hu.T if transpose else hu
+    hu = hu[:, ::-1] if right < 0 else hu
+    return (hu[::-1] if down < 0 else hu), *(spacing[::-1] if transpose else spacing)
+
+
+def plane(ds):
+    """(row, column, position, spacing) of one image, or nothing if it has no usable geometry."""
+    try:
+        orientation, position, spacing = ([float(v) for v in ds[name].value] for name in ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing"))
+        row, column = np.asarray(orientation[:3]), np.asarray(orientation[3:])
+    except (KeyError, TypeError, ValueError):
+        return None
+    usable = all(abs(v @ v - 1) < 0.01 for v in (row, column)) and all(0.01 <= s < 100 for s in spacing) and len(position) == 3
+    return (row, column, np.asarray(position), tuple(spacing)) if usable else None
+
+
+def unsuitable(headers) -> str | None:
+    """Why the daemon refuses a series by what its headers say, before their places are looked at."""
+    types = {str(t) for ds in headers for t in ds.get("ImageType", [])}
+    if any(ds.get("Modality") != "CT" for ds in headers):
+        return "not_ct"
+    if any(str(ds.get("SOPClassUID")) != CT_IMAGE_STORAGE or int(ds.get("NumberOfFrames") or 1) != 1 for ds in headers):
+        return "multi_frame"
+    if any(int(ds.get("SamplesPerPixel") or 1) != 1 for ds in headers):
+        return "not_an_image"
+    if types & DERIVED_KINDS:
+        return "derived"
+    kernels = [ds.get("ConvolutionKernel") for ds in headers]
+    first = lambda k: str(k) if isinstance(k, str) else str(k[0])
+    return "bone_kernel" if any(is_bone_kernel(first(k)) for k in kernels if k) else None
+
+
+def dicom_series(files: list[Path]) -> Series:
+    """Reads one series by the daemon's rules: of several planes or sizes the largest stack, ordered by position, of images
+    at one position the one with the smallest UID. Raises `Refused` with the daemon's reason where it would not read it.
+
+    Not asked here is what only pixels show (`not_head`, `no_brain_tissue`): labelled heads are heads.
+    """
     import pydicom
 
-    slices = []
-    for path in files:
-        ds = pydicom.dcmread(path)
-        row, column = np.asarray(ds.ImageOrientationPatient[:3], float), np.asarray(ds.ImageOrientationPatient[3:], float)
-        normal = np.cross(row, column)
-        normal *= 1.0 if normal[2] >= 0 else -1.0
-        stored = ds.pixel_array.astype(np.float32)
-        hu = stored * float(ds.get("RescaleSlope", 1)) + float(ds.get("RescaleIntercept", 0))
-        if "PixelPaddingValue" in ds:
-            hu[stored == float(ds.PixelPaddingValue)] = -1000
-        slices.append((float(np.dot(normal, np.asarray(ds.ImagePositionPatient, float))), str(ds.SOPInstanceUID), hu, float(ds.PixelSpacing[0])))
-    slices.sort(key=lambda s: (s[0], s[1]))
-    return np.stack([s[2] for s in slices]), np.asarray([s[0] for s in slices], np.float32), slices[0][3], [s[1] for s in slices]
+    headers = sorted((pydicom.dcmread(path) for path in files), key=lambda ds: str(ds.SOPInstanceUID))
+    headers = [ds for ds in headers if "LOCALIZER" not in ds.get("ImageType", [])]
+    if not headers:
+        raise Refused("localizer")
+    if why := unsuitable(headers):
+        raise Refused(why)
+    stacks: list[list] = []
+    near = lambda a, b: abs(a - b) <= 1e-3 * abs(a)
+    for ds in headers:
+        here = plane(ds)
+        if here is None:
+            continue
+        for stack in stacks:
+            there, other = stack[0]
+            if (here[0] @ there[0] > PARALLEL_COS and here[1] @ there[1] > PARALLEL_COS and (ds.Rows, ds.Columns) == (other.Rows, other.Columns)
+                    and near(there[3][0], here[3][0]) and near(there[3][1], here[3][1])):
+                stack.append((here, ds))
+                break
+        else:
+            stacks.append([(here, ds)])
+    if not stacks:
+        raise Refused("no_geometry")
+    stack = max(stacks, key=len)
+    normal = np.cross(stack[0][0][0], stack[0][0][1])
+    normal /= np.linalg.norm(normal)
+    normal *= 1.0 if normal[2] >= 0 else -1.0
+    if normal[2] < np.sqrt(0.5):
+        raise Refused("not_axial")
+    kept, repeats = [], 0
+    for z, _, here, ds in sorted(((float(normal @ here[2]), str(ds.SOPInstanceUID), here, ds) for here, ds in stack), key=lambda s: s[:2]):
+        if kept and z - kept[-1][0] < SAME_POSITION_MM:
+            repeats += 1
+        else:
+            kept.append((z, here, ds))
+    z_mm = np.asarray([z for z, _, _ in kept])
+    if repeats * 4 > len(kept):
+        raise Refused("same_position")
+    if len(kept) < SLICES_MIN:
+        raise Refused("too_few_slices")
+    if sorted(np.diff(z_mm))[(len(z_mm) - 2) // 2] > STEP_MAX_MM:
+        raise Refused("too_thick")
+    try:
+        images = [upright(hounsfield(ds), *here[:2], here[3]) for _, here, ds in kept]
+    except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise error if isinstance(error, Refused) else Refused("undecodable") from error
+    if any(hu.min() == hu.max() for hu, _, _ in images):
+        raise Refused("blank_slice")
+    return Series(np.stack([hu for hu, _, _ in images]), z_mm.astype(np.float32), *images[0][1:], [str(ds.SOPInstanceUID) for _, _, ds in kept])
 
 
 def rsna_2019(csv_path: Path) -> dict[str, np.ndarray]:
@@ -110,11 +256,12 @@ def per_slice_csv(csv_path: Path) -> dict[str, np.ndarray]:
     return table
 
 
-def dicom_folder(folder: Path, labels: dict[str, np.ndarray]):
-    """Every labelled CT series below a folder, one study at a time. Slices without a label are left out."""
+def dicom_folder(folder: Path, labels: dict[str, np.ndarray], left_out: Counter):
+    """Every labelled CT series below a folder that the daemon would read, one at a time; why others were left out is
+    counted in `left_out`. Slices without a label are left out."""
     import pydicom
 
-    series, person = defaultdict(list), {}
+    series, who = defaultdict(list), {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         try:
             ds = pydicom.dcmread(path, stop_before_pixels=True)
@@ -122,7 +269,12 @@ def dicom_folder(folder: Path, labels: dict[str, np.ndarray]):
             continue
         if str(ds.get("SOPInstanceUID", "")) in labels and ds.get("Modality") == "CT":
             series[str(ds.SeriesInstanceUID)].append(path)
-            person[str(ds.SeriesInstanceUID)] = str(ds.get("PatientID", ""))
+            who[str(ds.SeriesInstanceUID)] = str(ds.get("PatientID") or "").strip(), str(ds.get("StudyInstanceUID", ""))
     for uid, files in series.items():
-        hu, z_mm, pixel_mm, sops = dicom_series(files)
-        yield Study(uid, hu.astype(np.int16), np.stack([labels[s] for s in sops]), z_mm, pixel_mm, person=person[uid])
+        try:
+            read = dicom_series(files)
+        except Refused as why:
+            left_out[str(why)] += 1
+            continue
+        person, study = who[uid]
+        yield Study("", read.hu.astype(np.int16), np.stack([labels[s] for s in read.sops]), read.z_mm, read.row_mm, read.column_mm, person=person, study=study)

@@ -102,7 +102,7 @@ def sequences(net, studies, device):
     often, and with every other slice."""
     rows = []
     for n, study in enumerate(studies):
-        real = data.kind(study) == "ct-ich"
+        real = data.kind(study) == "real"
         views = [(1, False)] + [(1, True)] * (4 if real else 1) + [(2, False), (2, True)] * real
         for thin, augmented in views:
             planes, labels, z = (study[k][::thin] for k in ("planes", "labels", "z_mm"))
@@ -179,26 +179,29 @@ def main() -> None:
     torch.manual_seed(args.seed)
     torch.backends.cudnn.benchmark = True
     device, rng = torch.device(args.device), np.random.default_rng(args.seed)
-    held = data.shipped if args.fold is None else lambda g: data.fold_of(g) == args.fold
-    train, _ = data.load(args.cache, held)
+    train, kept = data.load(args.cache, args.fold)
+    seen = data.seen(args.cache, train, kept)
     if args.no_generator:
-        train = [s for s in train if data.kind(s) == "ct-ich"]
+        train = [s for s in train if data.kind(s) == "real"]
     if args.label_noise:
         data.spoil(train, args.label_noise, args.seed)
+    if not train:
+        raise SystemExit("nothing to train on")
     print(f"{len(train)} studies, {sum(len(s['planes']) for s in train)} slices, on {device}", flush=True)
+    allowed = Budget(samples=args.samples) if args.samples else Budget(minutes=args.minutes)
     if args.sequences_only:
         net = Base().to(device)
         net.load_state_dict(torch.load(args.out / "base.pt", map_location=device))
         net.eval()
     else:
         weights = torch.load(args.out / "base.pt", map_location=device) if args.resume else None
-        allowed = Budget(samples=args.samples) if args.samples else Budget(minutes=args.minutes)
         batch = args.batch or (128 if device.type == "cuda" else 24)
         net = train_base(data.Slices(train, device), allowed, args.out, device, weights, batch)
     s1, s2 = train_sequences(sequences(net, train, device), args.epochs, rng, device)
     cpu = lambda module: {k: v.cpu() for k, v in module.state_dict().items()}
     torch.save({"base": cpu(net), "seq1": cpu(s1), "seq2": cpu(s2),
-                "split": "shipped" if args.fold is None else f"fold {args.fold}"}, args.out / "model.pt")
+                "split": "shipped" if args.fold is None else f"fold {args.fold}",
+                "seen": seen | {"slices": allowed.seen}}, args.out / "model.pt")
 
 
 if __name__ == "__main__":
