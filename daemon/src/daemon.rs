@@ -187,7 +187,7 @@ pub async fn run(
         config.report.clone(),
         report::Wiring {
             ledger: ledger.clone(),
-            spool_directory: spool_dir,
+            spool: spool.clone(),
             calling: config.receive.ae_title.clone(),
             tls: config.receive.tls.as_ref().map(|tls| tls.files()),
             shutdown: shutdown.clone(),

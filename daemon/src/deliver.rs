@@ -2,9 +2,10 @@
 //! (`report`) and for images (`forward`), which differ in what they send and where it is queued.
 //!
 //! A destination that is down is waited for with growing pauses; one item that it will not have is tried less and less
-//! often, and holds up no other. After a time both are given up, aloud.
+//! often, and holds up no other. Nor does one at which the destination only seems to be down: the others come first the
+//! next time. After a time both are given up, aloud.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -36,7 +37,7 @@ pub trait Item: Send + Sync {
 pub struct Failure {
     /// A stable word or two.
     pub reason: String,
-    /// It is the destination's trouble, not this item's.
+    /// No association came about: it is the destination's trouble, as far as can be told, not this item's.
     pub is_outage: bool,
 }
 
@@ -57,8 +58,8 @@ pub trait Queue: Send + Sync + 'static {
     const EVENTS: Events;
     /// Name in queue, journal and metrics.
     fn destination(&self) -> String;
-    /// What waits, oldest first.
-    fn waiting(&self, most: usize) -> Result<Vec<Self::Item>, LedgerError>;
+    /// What waits, oldest first, but for some.
+    fn waiting(&self, most: usize, but: &[i64]) -> Result<Vec<Self::Item>, LedgerError>;
     /// Sends one item, and says so.
     fn deliver(&self, item: &Self::Item) -> impl Future<Output = Result<(), Failure>> + Send;
     /// An attempt failed.
@@ -69,7 +70,7 @@ pub trait Queue: Send + Sync + 'static {
 
 /// Works on a queue until shutdown.
 pub async fn run<Q: Queue>(queue: Q, give_up: Duration, mut shutdown: watch::Receiver<bool>) {
-    let mut task = Task { queue, give_up, refused: HashMap::new() };
+    let mut task = Task { queue, give_up, refused: HashMap::new(), passed_over: HashSet::new() };
     let mut backoff = BACKOFF_MIN;
     while !*shutdown.borrow() {
         let round = tokio::select! {
@@ -97,9 +98,12 @@ struct Task<Q> {
     give_up: Duration,
     /// Items that were refused: when to try again, and how long to wait after that.
     refused: HashMap<i64, (Instant, Duration)>,
+    /// Items at which the destination was away: the others have their turn first.
+    passed_over: HashSet<i64>,
 }
 
 /// How a round ended.
+#[derive(Debug, PartialEq, Eq)]
 enum Round {
     Idle,
     Sent,
@@ -109,19 +113,15 @@ enum Round {
 impl<Q: Queue> Task<Q> {
     /// Tries everything that is due, until the destination as a whole is away.
     async fn round(&mut self) -> Round {
-        let waiting = tokio::task::block_in_place(|| self.queue.waiting(ROUND_MAX)).unwrap_or_else(|error| {
-            log::error!(event = "ledger_failed"; "what waits could not be read: {error}");
-            Vec::new()
-        });
-        self.refused.retain(|seq, _| waiting.iter().any(|item| item.seq() == *seq));
+        let mut waiting = self.waiting();
+        if waiting.is_empty() && !self.passed_over.is_empty() {
+            self.passed_over.clear();
+            waiting = self.waiting();
+        }
         let mut round = Round::Idle;
         for item in waiting {
-            if self.refused.get(&item.seq()).is_some_and(|(at, _)| clock::now() < *at) {
-                continue;
-            }
             match self.queue.deliver(&item).await {
                 Ok(()) => {
-                    self.refused.remove(&item.seq());
                     self.settle(&item, Settled::Delivered);
                     round = Round::Sent;
                 }
@@ -136,6 +136,17 @@ impl<Q: Queue> Task<Q> {
         round
     }
 
+    /// What is due: however many have to wait, those behind them are seen.
+    fn waiting(&self) -> Vec<Q::Item> {
+        let now = clock::now();
+        let refused = self.refused.iter().filter(|(_, (at, _))| now < *at).map(|(seq, _)| *seq);
+        let but: Vec<i64> = refused.chain(self.passed_over.iter().copied()).collect();
+        tokio::task::block_in_place(|| self.queue.waiting(ROUND_MAX, &but)).unwrap_or_else(|error| {
+            log::error!(event = "ledger_failed"; "what waits could not be read: {error}");
+            Vec::new()
+        })
+    }
+
     fn failed(&mut self, item: &Q::Item, failure: &Failure) {
         let (destination, reason) = (self.queue.destination(), failure.reason.as_str());
         log::warn!(event = Q::EVENTS.failed, destination = destination.as_str(), reason = reason; "not delivered, will be tried again");
@@ -143,7 +154,9 @@ impl<Q: Queue> Task<Q> {
             log::error!(event = Q::EVENTS.given_up, reason = "too_old", destination = destination.as_str(); "given up");
             return self.settle(item, Settled::GivenUp);
         }
-        if !failure.is_outage {
+        if failure.is_outage {
+            self.passed_over.insert(item.seq());
+        } else {
             let again = |(_, wait): &(Instant, Duration)| (*wait * 2).min(REFUSED_MAX);
             let wait = self.refused.get(&item.seq()).map_or(REFUSED_MIN, again);
             self.refused.insert(item.seq(), (clock::now() + wait, wait));
@@ -153,7 +166,9 @@ impl<Q: Queue> Task<Q> {
         }
     }
 
-    fn settle(&self, item: &Q::Item, how: Settled) {
+    fn settle(&mut self, item: &Q::Item, how: Settled) {
+        self.refused.remove(&item.seq());
+        self.passed_over.remove(&item.seq());
         if let Err(error) = tokio::task::block_in_place(|| self.queue.settled(item.seq(), how)) {
             // It will be sent again, which is harmless.
             log::error!(event = "ledger_failed"; "what was delivered could not be settled: {error}");
@@ -161,13 +176,45 @@ impl<Q: Queue> Task<Q> {
     }
 }
 
-/// Into the audit log of the house: a transfer was begun and has ended well. What cannot be told of is delivered all the
-/// same.
-pub fn tell(ledger: &Ledger, transfer: Transfer, ae_title: &AeTitle, address: &str, began_ms: u64) {
+/// What went out on one association.
+#[derive(Debug, Default)]
+pub struct Sent {
+    /// Instances that the destination has answered for, by SOP Class UID.
+    pub taken: BTreeMap<String, usize>,
+    /// A data set was begun, whatever became of it.
+    pub is_begun: bool,
+}
+
+impl Sent {
+    /// An instance is about to go.
+    pub fn begin(&mut self) {
+        self.is_begun = true;
+    }
+
+    /// It has arrived.
+    pub fn took(&mut self, sop_class: &str) {
+        *self.taken.entry(sop_class.into()).or_default() += 1;
+    }
+}
+
+/// Into the audit log of the house: a transfer was begun, and how it ended, with what had left until then. What cannot
+/// be told of is delivered all the same; an attempt that sent nothing is none.
+pub fn tell(
+    ledger: &Ledger,
+    transfer: Transfer,
+    (ae_title, address): (&AeTitle, &str),
+    began_ms: u64,
+    sent: Sent,
+    failure: Option<String>,
+) {
+    if !sent.is_begun {
+        return;
+    }
     let to = Node { ae_title: ae_title.to_string(), host: host_of(address).into() };
+    let arrived = Transfer { instances: sent.taken, ..transfer.clone() };
     let events = [
-        (began_ms, Event::Begin { transfer: transfer.clone(), to: to.clone() }),
-        (clock::wall_ms(), Event::Sent { transfer, to, failure: None }),
+        (began_ms, Event::Begin { transfer, to: to.clone() }),
+        (clock::wall_ms(), Event::Sent { transfer: arrived, to, failure }),
     ];
     if let Err(error) = tokio::task::block_in_place(|| ledger.atna(&events)) {
         log::error!(event = "ledger_failed"; "an audit message could not be queued: {error}");
@@ -177,4 +224,119 @@ pub fn tell(ledger: &Ledger, transfer: Transfer, ae_title: &AeTitle, address: &s
 /// Host of `host:port`.
 fn host_of(address: &str) -> &str {
     address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']'])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// What each attempt at each item meets; an item without an entry is taken.
+    type Fate = Box<dyn Fn(i64) -> Option<Failure> + Send + Sync>;
+
+    #[derive(Clone)]
+    struct Fake {
+        waiting: Arc<Mutex<Vec<i64>>>,
+        tried: Arc<Mutex<Vec<i64>>>,
+        fate: Arc<Fate>,
+    }
+
+    struct Thing(i64);
+
+    impl Item for Thing {
+        fn seq(&self) -> i64 {
+            self.0
+        }
+
+        fn since_ms(&self) -> u64 {
+            clock::wall_ms()
+        }
+    }
+
+    impl Queue for Fake {
+        type Item = Thing;
+        const EVENTS: Events = Events { failed: "test_failed", given_up: "test_given_up" };
+
+        fn destination(&self) -> String {
+            "PACS@h:104".into()
+        }
+
+        fn waiting(&self, most: usize, but: &[i64]) -> Result<Vec<Thing>, LedgerError> {
+            let waiting = self.waiting.lock().unwrap();
+            Ok(waiting.iter().filter(|seq| !but.contains(seq)).take(most).map(|seq| Thing(*seq)).collect())
+        }
+
+        async fn deliver(&self, item: &Thing) -> Result<(), Failure> {
+            self.tried.lock().unwrap().push(item.0);
+            (self.fate)(item.0).map_or(Ok(()), Err)
+        }
+
+        fn failed(&self, _: i64, _: &str) -> Result<(), LedgerError> {
+            Ok(())
+        }
+
+        fn settled(&self, seq: i64, _: Settled) -> Result<(), LedgerError> {
+            self.waiting.lock().unwrap().retain(|s| *s != seq);
+            Ok(())
+        }
+    }
+
+    fn task(n: i64, fate: impl Fn(i64) -> Option<Failure> + Send + Sync + 'static) -> Task<Fake> {
+        let queue = Fake {
+            waiting: Arc::new(Mutex::new((1..=n).collect())),
+            tried: Arc::default(),
+            fate: Arc::new(Box::new(fate)),
+        };
+        let give_up = Duration::from_secs(3600);
+        Task { queue, give_up, refused: HashMap::new(), passed_over: HashSet::new() }
+    }
+
+    fn failure(is_outage: bool) -> Option<Failure> {
+        Some(Failure { reason: "no".into(), is_outage })
+    }
+
+    fn left(task: &Task<Fake>) -> Vec<i64> {
+        task.queue.waiting.lock().unwrap().clone()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_a_destination_will_not_have_holds_up_no_other_however_much_of_it_there_is() {
+        let mut task = task(200, |seq| failure(false).filter(|_| seq <= 150));
+        for _ in 0..4 {
+            task.round().await;
+        }
+        assert_eq!(left(&task), (1..=150).collect::<Vec<_>>());
+        assert_eq!(task.queue.tried.lock().unwrap().len(), 200, "each once: nothing is due again yet");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn one_at_which_the_destination_seems_to_be_away_holds_up_no_other() {
+        let mut task = task(4, |seq| failure(true).filter(|_| seq <= 2));
+        assert_eq!(task.round().await, Round::Outage);
+        assert_eq!(task.round().await, Round::Outage);
+        assert_eq!(task.round().await, Round::Sent);
+        assert_eq!(left(&task), [1, 2]);
+        // And they keep being tried.
+        assert_eq!(task.round().await, Round::Outage);
+        assert_eq!(task.round().await, Round::Outage);
+        assert_eq!(*task.queue.tried.lock().unwrap(), [1, 2, 3, 4, 1, 2]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_destination_that_is_away_is_asked_once_a_round_and_gets_everything_afterwards() {
+        let is_up = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let up = is_up.clone();
+        let down = move |_| failure(true).filter(|_| !up.load(std::sync::atomic::Ordering::Relaxed));
+        let mut task = task(3, down);
+        for round in 1..=5 {
+            assert_eq!(task.round().await, Round::Outage);
+            assert_eq!(task.queue.tried.lock().unwrap().len(), round);
+        }
+        is_up.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(task.round().await, Round::Sent);
+        assert_eq!(task.round().await, Round::Sent);
+        assert_eq!(task.round().await, Round::Idle);
+        assert_eq!(left(&task), [0; 0]);
+    }
 }

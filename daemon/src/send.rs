@@ -4,6 +4,7 @@
 //! Speaks through [`crate::receive::upper`], so the same limits hold in both directions, and TLS is TLS either way. What
 //! the peer said is a value; nothing of it is quoted in the journal.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
@@ -65,7 +66,7 @@ pub enum DataSet<'a> {
 /// Why something was not stored, or not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
-    /// No association: the peer is down, or does not want us. Nothing else will get through either.
+    /// No association: the peer is down, or does not want us. Nothing else is likely to get through either.
     #[error("no association: {0}")]
     NoAssociation(&'static str),
     /// The association ended, or an answer did not come.
@@ -91,7 +92,7 @@ impl From<SendError> for Failure {
 impl SendError {
     /// Whether the peer as a whole is unreachable, rather than this one thing unwelcome.
     pub fn is_outage(&self) -> bool {
-        matches!(self, SendError::NoAssociation(_) | SendError::Lost(_))
+        matches!(self, SendError::NoAssociation(_))
     }
 }
 
@@ -103,7 +104,7 @@ pub struct Association {
 }
 
 impl Association {
-    /// Opens one for storage.
+    /// Opens one for storage. A peer that takes none of what is wanted is there all the same: `ClassRefused`.
     pub async fn open(peer: Peer<'_>, wanted: &[Wanted]) -> Result<Self, SendError> {
         Self::open_as(peer, wanted, &[]).await
     }
@@ -132,7 +133,8 @@ impl Association {
         let association = Association { link, contexts, next_message_id: 1 };
         if association.contexts.is_empty() {
             association.release().await;
-            return Err(SendError::NoAssociation("nothing_accepted"));
+            let classes: BTreeSet<&str> = wanted.iter().map(|w| w.sop_class.as_str()).collect();
+            return Err(SendError::ClassRefused(Vec::from_iter(classes).join(", ")));
         }
         Ok(association)
     }

@@ -190,6 +190,8 @@ fn every_refusal_is_in_the_hash_chain_and_a_flood_is_a_count() {
     );
     // What is counted and not written yet is written at the end.
     assert!(appliance.terminate().success());
+    let log = appliance.log();
+    assert_eq!(log.matches("event=association_refused").count(), 41, "each is one line of the journal");
     let output = Command::new(env!("CARGO_BIN_EXE_ichd"))
         .args(["audit", "list", "--json", "--config"])
         .arg(appliance.config())

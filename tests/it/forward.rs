@@ -25,6 +25,39 @@ fn bit_preserving() -> Vec<String> {
     vec!["+B".into()]
 }
 
+/// A secondary capture in the study of these files.
+fn capture(files: &[PathBuf], copy: &Path) -> PathBuf {
+    std::fs::copy(&files[3], copy).unwrap();
+    let ended = Command::new("dcmodify")
+        .args(["-nb", "-imt", "-gin", "-m", "0008,0016=1.2.840.10008.5.1.4.1.1.7", "-m", "0008,0060=OT"])
+        .arg(copy)
+        .status()
+        .expect("dcmtk is needed");
+    assert!(ended.success());
+    let class = ichd::dicom::SliceHeader::read(copy).unwrap().sop_class;
+    assert_eq!(class, "1.2.840.10008.5.1.4.1.1.7");
+    copy.to_owned()
+}
+
+#[test]
+fn a_node_that_takes_ct_only_gets_its_series_whatever_was_set_aside() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let dir = tempfile::tempdir().unwrap();
+    let profile = dir.path().join("storescp.cfg");
+    let text = "[[TransferSyntaxes]]\n[Plain]\nTransferSyntax1 = LittleEndianExplicit\n\
+                [[PresentationContexts]]\n[Narrow]\nPresentationContext1 = CTImageStorage\\Plain\n\
+                [[Profiles]]\n[Default]\nPresentationContexts = Narrow\n";
+    std::fs::write(&profile, text).unwrap();
+    let node = Pacs::with(&["+B".into(), "-xf".into(), profile.display().to_string(), "Default".into()]);
+    let appliance = appliance(&broker, &rule(&node, ""));
+    let files = &Phantom::quiet().files;
+    assert!(dcmsend(appliance.port, &[capture(files, &dir.path().join("aside.dcm"))]).0);
+    wait_until("what was set aside is refused", || appliance.log().contains("event=forward_failed"));
+    assert!(storescu(appliance.port, files, &[]).0);
+    assert_eq!(data_sets(&node.received(30)), data_sets(files));
+}
+
 #[test]
 fn a_node_that_is_down_gets_every_data_set_bit_for_bit_later_and_holds_up_no_other() {
     let _alone = alone();
@@ -58,21 +91,8 @@ fn rules_choose_by_verdict_a_dry_run_sends_nothing_and_what_was_set_aside_follow
     let appliance = appliance(&broker, &rules.concat());
     // A secondary capture that the scanner pushes with each study.
     let dir = tempfile::tempdir().unwrap();
-    let capture = |files: &[PathBuf], name: &str| {
-        let copy = dir.path().join(name);
-        std::fs::copy(&files[3], &copy).unwrap();
-        let ended = Command::new("dcmodify")
-            .args(["-nb", "-imt", "-gin", "-m", "0008,0016=1.2.840.10008.5.1.4.1.1.7", "-m", "0008,0060=OT"])
-            .arg(&copy)
-            .status()
-            .expect("dcmtk is needed");
-        assert!(ended.success());
-        let class = ichd::dicom::SliceHeader::read(&copy).unwrap().sop_class;
-        assert_eq!(class, "1.2.840.10008.5.1.4.1.1.7");
-        copy
-    };
     for (phantom, name) in [(Phantom::quiet(), "quiet.dcm"), (Phantom::bleed(), "bleed.dcm")] {
-        let aside = capture(&phantom.files, name);
+        let aside = capture(&phantom.files, &dir.path().join(name));
         assert!(dcmsend(appliance.port, &[aside]).0);
         assert!(storescu(appliance.port, &phantom.files, &[]).0);
     }

@@ -347,6 +347,21 @@ fn a_pacs_that_knows_no_segmentations_gets_the_report_all_the_same() {
 }
 
 #[test]
+fn a_pacs_that_wants_captures_only_gets_the_bleed_behind_a_quiet_head() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let pacs = Pacs::start();
+    let destination = pacs.destination() + "objects = [\"capture\", \"key-object\"]\n";
+    let appliance = reporting(&broker, &destination);
+    // Nothing is made of this one.
+    assert!(storescu(appliance.port, &Phantom::quiet().files, &[]).0);
+    appliance.dispositions(1);
+    assert!(storescu(appliance.port, &Phantom::bleed().files, &[]).0);
+    verify(&pacs.received(2));
+    assert!(!appliance.log().contains("event=report_failed"), "{}", appliance.log());
+}
+
+#[test]
 fn not_suspected_and_not_analysed_are_reported_too_and_scouts_are_not() {
     let _alone = alone();
     let broker = Mosquitto::start();

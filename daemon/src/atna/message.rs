@@ -328,6 +328,11 @@ pub(crate) mod tests {
             Event::Begin { transfer: transfer.clone(), to: node.clone() },
             Event::Sent { transfer: transfer.clone(), to: node.clone(), failure: None },
             Event::Sent { transfer: transfer.clone(), to: node.clone(), failure: Some(text.into()) },
+            Event::Sent {
+                transfer: Transfer { instances: BTreeMap::new(), ..transfer.clone() },
+                to: node.clone(),
+                failure: Some("lost before anything had arrived".into()),
+            },
             Event::Received { transfer: transfer.clone(), from: node.clone() },
             Event::Export { transfer, user: text.into() },
             Event::Refused { at_the_door: true, by: node.clone(), description: text.into() },

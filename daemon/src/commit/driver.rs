@@ -73,8 +73,21 @@ pub async fn run(mut wiring: Wiring) {
                 continue;
             }
             wiring.pulse.beat();
-            if let Some(retry) = wiring.attempt(row).await {
-                due.insert(row.seq, clock::now() + retry);
+            let mut shutdown = wiring.shutdown.clone();
+            let tried = tokio::select! {
+                tried = wiring.attempt(row) => tried,
+                _ = shutdown.wait_for(|stop| *stop) => return,
+            };
+            let again = clock::now() + wait(row.attempts + 1);
+            if tried.is_open {
+                due.insert(row.seq, again);
+            }
+            if tried.is_away {
+                // Whoever does not listen now does not take the next one either, and keeps nobody else waiting.
+                for other in open.iter().filter(|other| other.peer == row.peer && other.seq != row.seq) {
+                    let at = due.entry(other.seq).or_insert(again);
+                    *at = again.max(*at);
+                }
             }
         }
         tokio::select! {
@@ -85,18 +98,31 @@ pub async fn run(mut wiring: Wiring) {
     }
 }
 
+/// How an attempt ended.
+struct Tried {
+    /// There is to be another one.
+    is_open: bool,
+    /// No association came about, or it hung.
+    is_away: bool,
+}
+
 impl Wiring {
-    /// One attempt; how long to wait for the next one, if there is to be one.
-    async fn attempt(&self, row: &CommitmentRow) -> Option<Duration> {
+    /// One attempt.
+    async fn attempt(&self, row: &CommitmentRow) -> Tried {
         let delivered = tokio::time::timeout(ATTEMPT, self.deliver(row)).await;
         let commitments = &self.commitments;
         let error = match delivered.unwrap_or(Err(DeliverError::Timeout)) {
             Ok(()) => {
                 log::info!(event = "commitment_delivered", peer = row.peer.as_str(), attempts = row.attempts; "the peer has it");
                 tokio::task::block_in_place(|| commitments.settle(row.seq, true));
-                return None;
+                return Tried { is_open: false, is_away: false };
             }
             Err(error) => error,
+        };
+        let is_away = match &error {
+            DeliverError::Unknown => false,
+            DeliverError::Send(error) => error.is_outage(),
+            DeliverError::Timeout => true,
         };
         log::warn!(
             event = "commitment_undelivered", peer = row.peer.as_str(), attempts = row.attempts;
@@ -106,13 +132,13 @@ impl Wiring {
         if is_late || matches!(error, DeliverError::Unknown) {
             log::error!(event = "commitment_given_up", peer = row.peer.as_str(); "nobody takes this storage commitment");
             tokio::task::block_in_place(|| commitments.settle(row.seq, false));
-            return None;
+            return Tried { is_open: false, is_away };
         }
         let counted = tokio::task::block_in_place(|| commitments.ledger.commitment_attempted(row.seq));
         if let Err(error) = counted {
             log::error!(event = "ledger_failed"; "attempt could not be counted: {error}");
         }
-        Some(wait(row.attempts + 1))
+        Tried { is_open: true, is_away }
     }
 
     async fn deliver(&self, row: &CommitmentRow) -> Result<(), DeliverError> {
@@ -149,11 +175,60 @@ async fn tell(association: &mut Association, row: &CommitmentRow) -> Result<(), 
 
 #[cfg(test)]
 mod tests {
+    use super::super::Outcome;
     use super::*;
+    use crate::config;
+    use crate::ledger::Ledger;
+    use crate::spool::{Spool, SpoolLimits};
 
     #[test]
     fn attempts_come_quickly_at_first_and_never_stop_coming() {
         assert_eq!([1, 2, 3].map(|n| wait(n).as_secs()), [2, 4, 8]);
         assert_eq!(wait(1_000), RETRY_MAX);
+    }
+
+    /// A peer that takes connections and ends them, with how many there were.
+    async fn deaf() -> (String, watch::Receiver<usize>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (count, counted) = watch::channel(0);
+        tokio::spawn(async move {
+            while listener.accept().await.is_ok() {
+                count.send_modify(|n| *n += 1);
+            }
+        });
+        (address, counted)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_peer_that_does_not_listen_is_asked_once_and_keeps_no_other_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let ((off, off_asked), (other, mut other_asked)) = (deaf().await, deaf().await);
+        let site =
+            config::Site { name: "north".into(), device: "ct-1".into(), profile: config::Profile::Assist };
+        let ledger = Arc::new(Ledger::open(dir.path(), &site).unwrap());
+        let limits = SpoolLimits { free_bytes_min: 0, instance_bytes_max: 1 };
+        let spool = Arc::new(Spool::open(&dir.path().join("spool"), limits).unwrap());
+        let peer = |ae_title: &str, address: &str| -> config::Peer {
+            toml::from_str(&format!("ae-title = \"{ae_title}\"\naddress = \"{address}\"")).unwrap()
+        };
+        let outcome = Outcome { transaction: "1.2".into(), committed: Vec::new(), failed: Vec::new() };
+        for _ in 0..20 {
+            ledger.commitment_open("OFF", &outcome).unwrap();
+        }
+        ledger.commitment_open("OTHER", &outcome).unwrap();
+        let peers = vec![peer("OFF", &off), peer("OTHER", &other)];
+        let (stop, shutdown) = watch::channel(false);
+        let running = tokio::spawn(run(Wiring {
+            commitments: Arc::new(Commitments::new(spool, ledger, peers)),
+            ae_title: AeTitle::parse("ICHD").unwrap(),
+            tls: None,
+            pulse: crate::health::Pulses::new(clock::now()).register("commit"),
+            shutdown,
+        }));
+        other_asked.wait_for(|n| *n == 1).await.unwrap();
+        assert_eq!(*off_asked.borrow(), 1, "one of its twenty speaks for all");
+        stop.send(true).unwrap();
+        running.await.unwrap();
     }
 }

@@ -71,7 +71,7 @@ pub enum PixelPlace {
 impl Dataset {
     /// Walks a file and keeps the wanted top-level elements.
     pub fn read(path: &Path, wanted: &[Tag]) -> Result<Self, HeaderError> {
-        let io = |source| HeaderError::Read { path: path.display().to_string(), source };
+        let io = |source| HeaderError::Read { source };
         let file = File::open(path).map_err(io)?;
         let length = file.metadata().map_err(io)?.len();
         Self::walk(Box::new(file), length, wanted)
@@ -83,7 +83,7 @@ impl Dataset {
     }
 
     fn walk(bytes: Box<dyn ReadSeek + '_>, length: u64, wanted: &[Tag]) -> Result<Self, HeaderError> {
-        let io = |source| HeaderError::Read { path: "deflated data set".into(), source };
+        let io = |source| HeaderError::Read { source };
         let mut walk = Walk::new(Source::Plain(BufReader::with_capacity(16 << 10, bytes)));
         walk.length = Some(length);
         let FileMeta { transfer_syntax, .. } = walk.file_meta()?;
@@ -155,15 +155,14 @@ impl Dataset {
 
 /// AE title of whoever sent a Part 10 file, from its file meta (0002,0016); `None` where nobody wrote it down.
 pub fn source_ae(path: &Path) -> Result<Option<String>, HeaderError> {
-    let file =
-        File::open(path).map_err(|source| HeaderError::Read { path: path.display().to_string(), source })?;
+    let file = File::open(path).map_err(|source| HeaderError::Read { source })?;
     let source = Source::Plain(BufReader::with_capacity(1 << 10, Box::new(file)));
     Walk::new(source).file_meta().map(|meta| meta.source_ae)
 }
 
 /// A Part 10 file at its data set, and how many bytes that has.
 pub fn open_body(path: &Path) -> Result<(File, u64), HeaderError> {
-    let io = |source| HeaderError::Read { path: path.display().to_string(), source };
+    let io = |source| HeaderError::Read { source };
     let mut file = File::open(path).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();
     let mut walk = Walk::new(Source::Plain(BufReader::new(Box::new(&mut file))));
@@ -176,7 +175,7 @@ pub fn open_body(path: &Path) -> Result<(File, u64), HeaderError> {
 
 /// SHA-256 of the data set bytes of a Part 10 file: what the sender sent, without preamble and file meta.
 pub fn sha256(path: &Path) -> Result<[u8; 32], HeaderError> {
-    let io = |source| HeaderError::Read { path: path.display().to_string(), source };
+    let io = |source| HeaderError::Read { source };
     let file: Box<dyn ReadSeek> = Box::new(File::open(path).map_err(io)?);
     let source = Source::Plain(BufReader::new(file));
     let mut walk = Walk::new(source);

@@ -108,11 +108,9 @@ pub struct SliceHeader {
 #[derive(Debug, thiserror::Error)]
 pub enum HeaderError {
     /// The file could not be read.
-    #[error("failed to read `{path}`")]
+    #[error("failed to read the file")]
     Read {
-        /// File asked for.
-        path: String,
-        /// What the system said.
+        /// What the system said. Which file it was stays out of the journal: its name is a UID.
         source: std::io::Error,
     },
     /// Not a DICOM Part 10 file or not a data set in its transfer syntax.

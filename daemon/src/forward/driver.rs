@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use super::{Rule, recode};
 use crate::atna::Transfer;
 use crate::clock;
-use crate::deliver::{self, Events, Failure, Queue};
+use crate::deliver::{self, Events, Failure, Queue, Sent};
 use crate::dicom::{AeTitle, SeriesUid, SliceHeader, StudyUid, dataset};
 use crate::ledger::forwards::ForwardRow;
 use crate::ledger::{Ledger, LedgerError, Settled};
@@ -140,8 +140,8 @@ impl Queue for Forwards {
         self.rule.name()
     }
 
-    fn waiting(&self, most: usize) -> Result<Vec<ForwardRow>, LedgerError> {
-        self.wiring.ledger.forwards_waiting(&self.rule.name(), most)
+    fn waiting(&self, most: usize, but: &[i64]) -> Result<Vec<ForwardRow>, LedgerError> {
+        self.wiring.ledger.forwards_waiting(&self.rule.name(), most, but)
     }
 
     async fn deliver(&self, row: &ForwardRow) -> Result<(), Failure> {
@@ -158,8 +158,10 @@ impl Queue for Forwards {
         };
         let began_ms = clock::wall_ms();
         let mut association = Association::open(peer, &wanted(&files)).await?;
-        let result = send_all(&mut association, &files).await;
+        let mut sent = Sent::default();
+        let result = send_all(&mut association, &files, &mut sent).await;
         association.end(&result).await;
+        self.tell(row, &files, began_ms, sent, result.as_ref().err().map(SendError::to_string));
         let n_recoded = result?;
         let study = self.wiring.ledger.reference(&row.study_uid);
         for (from, to, n) in n_recoded.into_iter().map(|((from, to), n)| (from, to, n)) {
@@ -168,7 +170,6 @@ impl Queue for Forwards {
                 "{name} does not take {from}: {n} instances went as {to}"
             );
         }
-        self.tell(row, &files, began_ms);
         log::info!(
             event = "forwarded", destination = name.as_str(), study = study.as_str(), count = files.len();
             "{} instances forwarded", files.len()
@@ -216,7 +217,7 @@ impl Forwards {
         files
     }
 
-    fn tell(&self, row: &ForwardRow, files: &[File], began_ms: u64) {
+    fn tell(&self, row: &ForwardRow, files: &[File], began_ms: u64, sent: Sent, failure: Option<String>) {
         let ledger = &self.wiring.ledger;
         if !ledger.is_audited() {
             return;
@@ -226,7 +227,8 @@ impl Forwards {
             transfer.patient_id.clone_from(file.header.patient_id.reveal());
             *transfer.instances.entry(file.header.sop_class.clone()).or_default() += 1;
         }
-        deliver::tell(ledger, transfer, &self.rule.ae_title, &self.rule.address, began_ms);
+        let to = (&self.rule.ae_title, self.rule.address.as_str());
+        deliver::tell(ledger, transfer, to, began_ms, sent, failure);
     }
 }
 
@@ -251,13 +253,16 @@ fn wanted(files: &[File]) -> Vec<Wanted> {
 async fn send_all(
     association: &mut Association,
     files: &[File],
+    sent: &mut Sent,
 ) -> Result<BTreeMap<(String, String), usize>, SendError> {
     let mut recoded = BTreeMap::new();
     for File { path, header } in files {
         let (class, syntax, sop) = (&header.sop_class, &header.transfer_syntax, header.sop.as_str());
         let as_it_is = association.accepted(class).find(|c| c.transfer_syntax == *syntax).cloned();
         if let Some(context) = as_it_is {
+            sent.begin();
             association.store(&context, sop, DataSet::File(path)).await?;
+            sent.took(class);
             continue;
         }
         let other = association.accepted(class).find(|c| recode::MADE.contains(&c.transfer_syntax.as_str()));
@@ -267,7 +272,9 @@ async fn send_all(
             log::warn!(event = "forward_not_recoded"; "an instance in {syntax} cannot be sent as {to}: {why}");
             SendError::ClassRefused(class.clone())
         })?;
+        sent.begin();
         association.store(&context, sop, DataSet::Bytes(&bytes)).await?;
+        sent.took(class);
         *recoded.entry((syntax.clone(), to)).or_insert(0) += 1;
     }
     Ok(recoded)

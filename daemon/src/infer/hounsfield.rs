@@ -78,19 +78,29 @@ const WANTED: [Tag; 9] = [
 
 /// Decodes one instance, or the frame of it that the header is of.
 pub fn decode(path: &Path, header: &SliceHeader) -> Result<HuImage, DecodeError> {
-    let read = |source| DecodeError::Header(HeaderError::Read { path: path.display().to_string(), source });
+    let read = |source| DecodeError::Header(HeaderError::Read { source });
     if header.frame.is_none() {
         return decode_bytes(&std::fs::read(path).map_err(read)?, header);
     }
     let d = Dataset::read(path, &WANTED).map_err(DecodeError::Header)?;
     // Of hundreds of megabytes only this frame's.
-    decode_frame(&d, header, |(offset, length)| {
-        let mut file = File::open(path)?;
-        file.seek(SeekFrom::Start(offset))?;
-        let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
-        file.read_exact(&mut bytes)?;
-        Ok(bytes)
-    })
+    decode_frame(&d, header, |span| read_span(path, span))
+}
+
+/// Refuses a compressed image of one frame that says it is larger than its header says, before anybody makes room for it.
+/// Whether it is a slice does not matter.
+pub fn check_codestream(path: &Path, header: &SliceHeader) -> Result<(), DecodeError> {
+    check_size(header)?;
+    let d = Dataset::read(path, &WANTED).map_err(DecodeError::Header)?;
+    frames::check(&d, header, |span| read_span(path, span))
+}
+
+fn read_span(path: &Path, (offset, length): Span) -> std::io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(offset))?;
+    let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
+    file.read_exact(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// One slice as it is stored: nothing turned, nothing scaled.
@@ -112,7 +122,7 @@ pub struct StoredSlice {
 
 /// Decodes a single-frame instance without turning it upright, for writing it again.
 pub fn stored(path: &Path, header: &SliceHeader) -> Result<StoredSlice, DecodeError> {
-    let read = |source| DecodeError::Header(HeaderError::Read { path: path.display().to_string(), source });
+    let read = |source| DecodeError::Header(HeaderError::Read { source });
     check_size(header)?;
     let bytes = std::fs::read(path).map_err(read)?;
     let d = Dataset::parse(&bytes, &WANTED).map_err(DecodeError::Header)?;

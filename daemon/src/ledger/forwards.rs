@@ -114,13 +114,20 @@ impl Ledger {
         Ok(queued.is_some())
     }
 
-    /// What waits for a node, oldest first.
-    pub fn forwards_waiting(&self, destination: &str, most: usize) -> Result<Vec<ForwardRow>, LedgerError> {
+    /// What waits for a node, oldest first, but for some rows.
+    pub fn forwards_waiting(
+        &self,
+        destination: &str,
+        most: usize,
+        but: &[i64],
+    ) -> Result<Vec<ForwardRow>, LedgerError> {
         let sql = "SELECT seq, study_uid, series_uid, nullif(sop_uid, ''), queued_ms FROM forwards
-                   WHERE destination = ?1 AND state = 'waiting' ORDER BY seq LIMIT ?2";
+                   WHERE destination = ?1 AND state = 'waiting' AND seq NOT IN (SELECT value FROM json_each(?3))
+                   ORDER BY seq LIMIT ?2";
+        let but = serde_json::to_string(but).map_err(LedgerError::Document)?;
         let connection = self.lock();
         let mut statement = connection.prepare_cached(sql).map_err(doing("read waiting series"))?;
-        let rows = statement.query_map(params![destination, integer(most as u64)], |r| {
+        let rows = statement.query_map(params![destination, integer(most as u64), but], |r| {
             Ok(ForwardRow {
                 seq: r.get(0)?,
                 study_uid: r.get(1)?,
@@ -192,12 +199,12 @@ mod tests {
             ledger.record(&judged, &Record::default()).unwrap();
         }
         let ledger = open(dir.path(), vec![rule("")]);
-        let waiting = ledger.forwards_waiting("A@h:104", 9).unwrap();
+        let waiting = ledger.forwards_waiting("A@h:104", 9, &[]).unwrap();
         assert_eq!(waiting.iter().map(|r| r.series_uid.as_str()).collect::<Vec<_>>(), ["1.2.3.1"]);
         assert!(ledger.purgeable(u64::MAX, 9).unwrap().is_empty(), "it waits");
         ledger.forward_failed(waiting[0].seq, "connection_refused").unwrap();
         ledger.forward_settled(waiting[0].seq, Settled::Delivered, 7).unwrap();
-        assert!(ledger.forwards_waiting("A@h:104", 9).unwrap().is_empty());
+        assert!(ledger.forwards_waiting("A@h:104", 9, &[]).unwrap().is_empty());
         assert_eq!(ledger.purgeable(u64::MAX, 9).unwrap().len(), 1);
     }
 
@@ -206,7 +213,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let ledger = open(dir.path(), vec![rule("dry-run = true")]);
         ledger.record(&verdict(1, Stage::Final, None), &Record::default()).unwrap();
-        assert!(ledger.forwards_waiting("A@h:104", 9).unwrap().is_empty());
+        assert!(ledger.forwards_waiting("A@h:104", 9, &[]).unwrap().is_empty());
         assert_eq!(ledger.forward_counts().unwrap(), [("A@h:104".into(), "dry_run".into(), 1)]);
         assert_eq!(ledger.purgeable(u64::MAX, 9).unwrap().len(), 1);
     }
@@ -220,7 +227,10 @@ mod tests {
         ledger.record(&verdict(1, Stage::Final, Some(0.9)), &Record::default()).unwrap();
         assert!(ledger.forward_set_aside(&bleeds, "1.2.3", "9.9", 1).unwrap());
         assert!(ledger.forward_set_aside(&rule(""), "1.2.4", "9.8", 1).unwrap(), "any study");
-        assert_eq!(ledger.forwards_waiting("A@h:104", 9).unwrap().len(), 3);
+        let waiting = ledger.forwards_waiting("A@h:104", 9, &[]).unwrap();
+        assert_eq!(waiting.len(), 3);
+        let but: Vec<i64> = waiting[..2].iter().map(|row| row.seq).collect();
+        assert_eq!(ledger.forwards_waiting("A@h:104", 1, &but).unwrap(), waiting[2..]);
         assert!(ledger.promised().unwrap().iter().any(|text| text.contains("9.9")), "it is not purged");
         assert_eq!(ledger.forwards_of_others_given_up(&[], 5).unwrap(), 3);
     }

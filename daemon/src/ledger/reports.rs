@@ -98,8 +98,13 @@ impl Ledger {
     }
 
     /// Reports that wait for a destination, oldest first; of each series only the first, so that a later verdict never
-    /// overtakes the one it follows on.
-    pub fn reports_waiting(&self, destination: &str, most: usize) -> Result<Vec<ReportRow>, LedgerError> {
+    /// overtakes the one it follows on. Some rows are left out.
+    pub fn reports_waiting(
+        &self,
+        destination: &str,
+        most: usize,
+        but: &[i64],
+    ) -> Result<Vec<ReportRow>, LedgerError> {
         let sql = "SELECT seq, study_uid, series_uid, verdict, verdict_sha256, lesion, decided_ms,
                        (SELECT verdict_sha256 FROM reports AS e WHERE e.destination = r.destination AND
                         e.series_uid = r.series_uid AND e.seq < r.seq AND e.state = 'delivered'
@@ -107,10 +112,12 @@ impl Ledger {
                    FROM reports AS r WHERE destination = ?1 AND state = 'waiting' AND NOT EXISTS
                        (SELECT 1 FROM reports AS e WHERE e.destination = r.destination AND
                         e.series_uid = r.series_uid AND e.seq < r.seq AND e.state = 'waiting')
+                       AND seq NOT IN (SELECT value FROM json_each(?3))
                    ORDER BY seq LIMIT ?2";
+        let but = serde_json::to_string(but).map_err(LedgerError::Document)?;
         let connection = self.lock();
         let mut statement = connection.prepare_cached(sql).map_err(doing("read waiting reports"))?;
-        let rows = statement.query_map(params![destination, integer(most as u64)], |r| {
+        let rows = statement.query_map(params![destination, integer(most as u64), but], |r| {
             Ok(ReportRow {
                 seq: r.get(0)?,
                 study_uid: r.get(1)?,
@@ -188,7 +195,7 @@ mod tests {
     }
 
     fn waiting(ledger: &Ledger, destination: &str) -> Vec<ReportRow> {
-        ledger.reports_waiting(destination, 10).unwrap()
+        ledger.reports_waiting(destination, 10, &[]).unwrap()
     }
 
     #[test]
@@ -227,6 +234,8 @@ mod tests {
         ledger.record(&verdict(2, Stage::Final, None), &Record::default()).unwrap();
         let rows = waiting(&ledger, "A");
         assert_eq!(rows.iter().map(|r| r.series_uid.as_str()).collect::<Vec<_>>(), ["1.2.3.1", "1.2.3.2"]);
+        let others = ledger.reports_waiting("A", 10, &[rows[0].seq]).unwrap();
+        assert_eq!(others, rows[1..], "what follows on one that is left out waits for it");
         ledger.report_settled(rows[0].seq, Settled::Delivered, 7).unwrap();
         let next = waiting(&ledger, "A").remove(0);
         assert_eq!(next.predecessor_sha256.as_ref(), Some(&rows[0].verdict_sha256));

@@ -146,7 +146,7 @@ mod tests {
         ledger.record(&verdict(1, Stage::Provisional, Some(0.9)), &record).unwrap();
         assert!(purgeable(&ledger).is_empty(), "undecided");
         ledger.record(&verdict(1, Stage::Final, Some(0.9)), &record).unwrap();
-        let report = ledger.reports_waiting("A", 1).unwrap().remove(0);
+        let report = ledger.reports_waiting("A", 1, &[]).unwrap().remove(0);
         ledger.report_settled(report.seq, Settled::Delivered, 1).unwrap();
         assert!(purgeable(&ledger).is_empty(), "its alert is open");
         let judged = |decided_ms| Judged {
@@ -159,7 +159,7 @@ mod tests {
         assert!(!ledger.mark_purged(&judged(1_000), 2_000).unwrap());
         ledger.record(&verdict(1, Stage::Final, None), &record).unwrap();
         assert!(purgeable(&ledger).is_empty(), "a report waits");
-        let report = ledger.reports_waiting("A", 1).unwrap().remove(0);
+        let report = ledger.reports_waiting("A", 1, &[]).unwrap().remove(0);
         ledger.report_settled(report.seq, Settled::GivenUp, 1).unwrap();
         assert_eq!(purgeable(&ledger), ["1.2.3.1"]);
         assert!(ledger.purgeable(1_000, 10).unwrap().is_empty(), "too young");

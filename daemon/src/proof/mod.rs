@@ -21,6 +21,7 @@ use crate::alert::stations::Stations;
 use crate::clock;
 use crate::config;
 use crate::decide::suitability::CT_IMAGE_STORAGE;
+use crate::deliver::Sent;
 use crate::dicom::{AeTitle, SeriesUid, StudyUid};
 use crate::infer::Golden;
 use crate::ledger::proofs::{Proof, Reached};
@@ -151,7 +152,7 @@ impl Prover {
             address: &reachable(self.address).to_string(),
             tls: None,
         };
-        let sent = scu::send(peer, &objects).await;
+        let sent = scu::send(peer, &objects, &mut Sent::default()).await;
         if let Err(error) = sent {
             return Ok(Some(format!("dicom: {error}")));
         }

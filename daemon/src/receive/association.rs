@@ -143,15 +143,18 @@ async fn run(shared: &Shared, guest: Guest, mut shutdown: watch::Receiver<bool>)
     let (orderly, why) = match ended {
         Ok(End::Released) => (true, "released"),
         Ok(End::Aborted(why)) => (false, why),
+        // A scanner that keeps its association for the next image: nothing was asked, so nothing is refused.
+        Ok(End::Rested) => (false, "idle_timeout"),
         Err(_) => (false, "total_timeout"),
     };
+    let has_rested = matches!(ended, Ok(End::Rested));
     if !orderly && why != "peer_aborted" {
         let _ = link.abort().await;
-        if !matches!(why, "shutting_down" | "connection_lost") {
+        if !has_rested && !matches!(why, "shutting_down" | "connection_lost") {
             session.refused("association_aborted", why, "");
         }
     }
-    session.tell_transfers().await;
+    session.tell_transfers();
     log::info!(event = "association_closed", association = number, stored = session.n_stored, end = why; "association ended");
     opened.orderly = orderly;
 }
@@ -287,6 +290,8 @@ fn judge(config: &config::Receive, request: &AssociationRQ, way: &Way) -> Option
 
 enum End {
     Released,
+    /// Nothing came for too long, between two commands.
+    Rested,
     Aborted(&'static str),
 }
 
@@ -339,6 +344,18 @@ impl Session<'_> {
         });
     }
 
+    /// A command was refused: into the journal and the audit log.
+    fn command_refused(&self, command: &Command, (status, comment): &(Status, String)) {
+        let is_store = command.field == C_STORE_RQ;
+        let event = if is_store { "store_refused" } else { "command_refused" };
+        log::warn!(
+            event = event, association = self.number, field = format!("{:04X}", command.field),
+            status = format!("{:04X}", status.0);
+            "refused: {comment}"
+        );
+        self.refused(event, &format!("{:04X}", status.0), comment);
+    }
+
     /// Counts an instance for the audit log, where somebody wants to hear of it.
     fn note_transfer(&mut self, header: &SliceHeader) {
         // A proof of life is about nobody.
@@ -356,10 +373,10 @@ impl Session<'_> {
         *transfer.instances.entry(header.sop_class.clone()).or_default() += 1;
     }
 
-    async fn tell_transfers(&mut self) {
+    fn tell_transfers(&mut self) {
         for (_, transfer) in std::mem::take(&mut self.transfers) {
             let from = Node { ae_title: self.calling.clone(), host: address_of(self.peer) };
-            self.shared.auditor.received(transfer, from).await;
+            self.shared.auditor.received(transfer, from);
         }
     }
 
@@ -381,6 +398,7 @@ impl Session<'_> {
                 }
                 Ok(Pdu::Abort) => return End::Aborted("peer_aborted"),
                 Ok(Pdu::ReleaseResponse) => return End::Aborted("unexpected_pdu"),
+                Err(UpperError::Timeout) if idle && link.is_at_rest() => return End::Rested,
                 Err(error) => return End::Aborted(error.reason()),
             };
             for value in values {
@@ -446,9 +464,9 @@ impl Session<'_> {
                 Ok(Some(Receiving::new(command, context, begun)))
             }
             C_STORE_RQ | N_ACTION_RQ => {
-                self.refused("command_refused", "no_data_set", "");
-                self.answer(link, &command, context, Status::CANNOT_UNDERSTAND, "no data set follows")
-                    .await?;
+                let refusal = (Status::CANNOT_UNDERSTAND, "no data set follows".to_owned());
+                self.command_refused(&command, &refusal);
+                self.answer(link, &command, context, refusal.0, &refusal.1).await?;
                 Ok(None)
             }
             N_EVENT_REPORT_RSP => {
@@ -458,8 +476,9 @@ impl Session<'_> {
             // A response to nothing of ours.
             field if field & RESPONSE != 0 => Err(End::Aborted("unexpected_response")),
             _ if !command.has_data_set => {
-                self.refused("command_refused", "unrecognized_operation", UNKNOWN);
-                self.answer(link, &command, context, Status::UNRECOGNIZED_OPERATION, UNKNOWN).await?;
+                let refusal = (Status::UNRECOGNIZED_OPERATION, UNKNOWN.to_owned());
+                self.command_refused(&command, &refusal);
+                self.answer(link, &command, context, refusal.0, &refusal.1).await?;
                 Ok(None)
             }
             _ => {
@@ -533,20 +552,13 @@ impl Session<'_> {
         };
         let (status, comment) = match done {
             Ok(()) => (Status::SUCCESS, String::new()),
-            Err((status, comment)) => {
-                let is_store = command.field == C_STORE_RQ;
-                let event = if is_store { "store_refused" } else { "command_refused" };
-                log::warn!(
-                    event = event, association = self.number, field = format!("{:04X}", command.field),
-                    status = format!("{:04X}", status.0);
-                    "refused: {comment}"
-                );
-                self.refused(event, &format!("{:04X}", status.0), &comment);
-                (status, comment)
+            Err(refusal) => {
+                self.command_refused(&command, &refusal);
+                refusal
             }
         };
         if self.transfers.len() >= STUDIES_MAX {
-            self.tell_transfers().await;
+            self.tell_transfers();
         }
         self.answer(link, &command, context, status, &comment).await
     }

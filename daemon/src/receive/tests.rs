@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::dimse::{Status, response_status, store_request};
 use super::*;
 use crate::dicom::AeTitle;
+use crate::evidence::auditor::Minutes;
 use crate::health::Pulses;
 use crate::spool::SpoolLimits;
 
@@ -22,6 +23,7 @@ struct Scp {
     spool: Arc<Spool>,
     events: mpsc::Receiver<Event>,
     rescan_wanted: RescanWanted,
+    minutes: Minutes,
     shutdown: watch::Sender<bool>,
     served: tokio::task::JoinHandle<()>,
     dir: tempfile::TempDir,
@@ -49,19 +51,13 @@ async fn scp_on(listener: TcpListener, config: config::Receive, events_max: usiz
     let (shutdown, watched) = watch::channel(false);
     let pulse = Pulses::new(crate::clock::now()).register("receive");
     let to = Events::new(events_tx, rescan_wanted.clone());
+    let (auditor, minutes) = crate::evidence::auditor::new(false);
     let served = tokio::spawn(serve(
         Doors { plain: listener, tls: None },
         config,
-        Wiring {
-            spool: spool.clone(),
-            commitments: None,
-            events: to,
-            auditor: crate::evidence::auditor::new(false).0,
-            pulse,
-            shutdown: watched,
-        },
+        Wiring { spool: spool.clone(), commitments: None, events: to, auditor, pulse, shutdown: watched },
     ));
-    Scp { port, spool, events, rescan_wanted, shutdown, served, dir }
+    Scp { port, spool, events, rescan_wanted, minutes, shutdown, served, dir }
 }
 
 impl Scp {
@@ -418,6 +414,21 @@ async fn a_silent_peer_is_let_go_before_and_after_the_handshake() {
     let mut client = after.scanner().await;
     assert!(!matches!(client.receive().await, Ok(Pdu::PData { .. })));
     while !matches!(after.events.recv().await, Some(Event::Released { orderly: false, .. })) {}
+    assert_eq!(after.minutes.n_refusals(), 0, "a scanner that rests is no intruder");
+    // In the middle of a command, or of a PDU, it is one.
+    for piece in [pdu_in_the_middle(), vec![4, 0, 0]] {
+        let mut half = after.scanner().await;
+        half.inner_stream().write_all(&piece).await.unwrap();
+        assert_eq!(after.minutes.refusal().await.unwrap().reason, "idle_timeout");
+    }
+}
+
+/// The first half of a C-STORE command.
+fn pdu_in_the_middle() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let half = pdv(1, PDataValueType::Command, false, &store_request(CT, "1.2.3", 1)[..40]);
+    dicom_ul::pdu::write_pdu(&mut bytes, &half).unwrap();
+    bytes
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -455,10 +466,15 @@ async fn an_address_outside_the_list_is_refused_before_a_byte_is_read() {
     };
     let listener = TcpListener::bind(("0.0.0.0", 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let scp = scp_on(listener, config(), 64).await;
-    let mut socket = TcpStream::connect((own.ip(), port)).await.unwrap();
+    let mut scp = scp_on(listener, config(), 64).await;
+    // From that address to loopback, so that the two ends differ: who calls an address from itself is this machine.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind((own.ip(), 0).into()).unwrap();
+    let mut socket = socket.connect(([127, 0, 0, 1], port).into()).await.unwrap();
     // Not even the head of a PDU is asked for.
     assert!(rest(&mut socket).await.is_empty());
+    let refusal = scp.minutes.refusal().await.unwrap();
+    assert_eq!((refusal.reason.as_str(), refusal.peer), ("unknown_address", own.ip().to_string()));
     assert_eq!(store(&mut scp.scanner().await, &phantom(1)).await, Status::SUCCESS);
 }
 

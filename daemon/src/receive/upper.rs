@@ -242,6 +242,11 @@ impl Link {
         parse(kind, bytes)
     }
 
+    /// Nothing of a PDU is there yet.
+    pub fn is_at_rest(&self) -> bool {
+        self.buffer.is_empty()
+    }
+
     /// Head and body of one PDU.
     async fn pdu_bytes(&mut self, limit: u32, expected: Option<u8>) -> Result<Bytes, UpperError> {
         loop {

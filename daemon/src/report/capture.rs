@@ -64,7 +64,7 @@ fn caption(making: &Making) -> Vec<String> {
             "{side}slices {}-{} of {}, counted from the neck up{volume}",
             first + 1,
             last + 1,
-            making.verdict.instances
+            making.verdict.slices.len()
         ));
     } else {
         lines.push("suspected intracranial hemorrhage".into());
@@ -148,6 +148,40 @@ mod tests {
         let (slice, band) = picture.pixels.split_at(512 * 512);
         assert!(slice.iter().all(|p| *p == 127));
         assert!(band.contains(&255) && band.len() > 512 * 2 * LINE_PX, "wrapped to two lines");
+    }
+
+    #[test]
+    fn the_caption_counts_the_slices_that_were_read_whatever_object_they_came_in() {
+        use crate::alert::lifecycle::tests::verdict;
+        use crate::report::{RecordedVerdict, source::Source};
+        let mut verdict = verdict(1, crate::decide::Stage::Final, Some(0.9));
+        if let crate::decide::Disposition::Suspected(finding) = &mut verdict.disposition {
+            finding.slice_range = [11, 19];
+        }
+        let mut recorded = RecordedVerdict::parse(&verdict.canonical_json()).unwrap();
+        let none = crate::infer::Scores([0.0; 6]);
+        let slice = crate::decide::SliceScores {
+            sop_uid: crate::dicom::SopInstanceUid::parse("1.2.3.1.1").unwrap(),
+            frame: None,
+            z_mm: 0.0,
+            base: none,
+            seq1: none,
+            fused: none,
+        };
+        // Thirty frames of one Enhanced CT.
+        (recorded.instances, recorded.slices) = (1, vec![slice; 30]);
+        let source = Source { copied: Dataset::new(), instances: Vec::new(), timezone: None };
+        let site = crate::config::Site { name: "n".into(), device: "d".into(), profile: Profile::Assist };
+        let lines = caption(&Making {
+            source: &source,
+            verdict: &recorded,
+            verdict_sha256: "00",
+            decided_ms: 0,
+            site: &site,
+            predecessor_sha256: None,
+            lesion: None,
+        });
+        assert!(lines[1].contains("slices 12-20 of 30"), "{lines:?}");
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! Makes and sends what waits for one destination; [`crate::deliver`] says when.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,12 +10,12 @@ use super::{Order, make, scu};
 use crate::atna::Transfer;
 use crate::clock;
 use crate::config;
-use crate::deliver::{self, Events, Failure, Queue};
+use crate::deliver::{self, Events, Failure, Queue, Sent};
 use crate::dicom::{AeTitle, SeriesUid, StudyUid};
 use crate::ledger::reports::ReportRow;
 use crate::ledger::{Ledger, LedgerError, Settled};
-use crate::send::Peer;
-use crate::spool;
+use crate::send::{Peer, SendError};
+use crate::spool::Spool;
 use crate::tls::Files;
 
 /// Everything the tasks are wired to.
@@ -24,8 +23,8 @@ use crate::tls::Files;
 pub struct Wiring {
     /// The queue.
     pub ledger: Arc<Ledger>,
-    /// Where the instances lie.
-    pub spool_directory: PathBuf,
+    /// Owner of the instances.
+    pub spool: Arc<Spool>,
     /// Our AE title.
     pub calling: AeTitle,
     /// Certificates for destinations that are reached over TLS.
@@ -83,8 +82,8 @@ impl Queue for Reports {
         self.destination.name()
     }
 
-    fn waiting(&self, most: usize) -> Result<Vec<ReportRow>, LedgerError> {
-        self.wiring.ledger.reports_waiting(&self.destination.name(), most)
+    fn waiting(&self, most: usize, but: &[i64]) -> Result<Vec<ReportRow>, LedgerError> {
+        self.wiring.ledger.reports_waiting(&self.destination.name(), most, but)
     }
 
     async fn deliver(&self, row: &ReportRow) -> Result<(), Failure> {
@@ -92,6 +91,10 @@ impl Queue for Reports {
             log::error!(event = "report_not_made"; "report could not be made: {error}");
             Failure { reason: "not_made".into(), is_outage: false }
         })?;
+        // A destination that wants captures only gets nothing of a quiet head.
+        if objects.is_empty() {
+            return Ok(());
+        }
         let (destination, name) = (&self.destination, self.destination.name());
         let peer = Peer {
             calling: &self.wiring.calling,
@@ -100,8 +103,10 @@ impl Queue for Reports {
             tls: self.wiring.tls.as_ref().filter(|_| destination.tls),
         };
         let began_ms = clock::wall_ms();
-        let left_out = scu::send(peer, &objects).await?;
-        self.tell(row, &objects, began_ms);
+        let mut sent = Sent::default();
+        let result = scu::send(peer, &objects, &mut sent).await;
+        self.tell(row, &objects, began_ms, sent, result.as_ref().err().map(SendError::to_string));
+        let left_out = result?;
         for class in left_out {
             log::warn!(event = "report_object_left_out", destination = name.as_str(), class = class; "the destination does not take SOP class {class}, the rest was delivered");
         }
@@ -122,15 +127,22 @@ impl Reports {
     fn objects(&self, row: &ReportRow) -> Result<Vec<scu::Object>, String> {
         let study = StudyUid::parse(&row.study_uid).map_err(|e| e.to_string())?;
         let series = SeriesUid::parse(&row.series_uid).map_err(|e| e.to_string())?;
-        let instances = spool::stored_series(&self.wiring.spool_directory, &study, &series)
-            .map_err(|e| crate::chain(&e))?;
+        // Not hashed again with every attempt: no report says a hash of an instance.
+        let instances = self.wiring.spool.series(&study, &series).map_err(|e| crate::chain(&e))?;
         let site = self.wiring.ledger.site();
         let order = Order { row, instances, site, kinds: &self.destination.objects };
         make(order).map_err(|e| crate::chain(&e))
     }
 
     /// Into the audit log of the house. A report that cannot be told of is delivered all the same.
-    fn tell(&self, row: &ReportRow, objects: &[scu::Object], began_ms: u64) {
+    fn tell(
+        &self,
+        row: &ReportRow,
+        objects: &[scu::Object],
+        began_ms: u64,
+        sent: Sent,
+        failure: Option<String>,
+    ) {
         let ledger = &self.wiring.ledger;
         if !ledger.is_audited() {
             return;
@@ -140,6 +152,7 @@ impl Reports {
             transfer.patient_id = object.dataset.string((0x0010, 0x0020)).unwrap_or_default();
             *transfer.instances.entry(object.sop_class.into()).or_default() += 1;
         }
-        deliver::tell(ledger, transfer, &self.destination.ae_title, &self.destination.address, began_ms);
+        let to = (&self.destination.ae_title, self.destination.address.as_str());
+        deliver::tell(ledger, transfer, to, began_ms, sent, failure);
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::dataset::{Dataset, EXPLICIT_LITTLE_ENDIAN, IMPLICIT_LITTLE_ENDIAN};
+use crate::deliver::Sent;
 use crate::send::{Association, DataSet, Peer, SendError, Wanted};
 
 /// A whole attempt; a few objects of about a megabyte each.
@@ -22,8 +23,15 @@ pub struct Object {
 }
 
 /// Sends every object; the first failure ends the attempt. Sending again is harmless, the UIDs stay the same. Returns the
-/// classes that were left out because the peer does not take them.
-pub async fn send(peer: Peer<'_>, objects: &[Object]) -> Result<Vec<&'static str>, SendError> {
+/// classes that were left out because the peer does not take them. `sent` says what went, however it ends.
+pub async fn send(
+    peer: Peer<'_>,
+    objects: &[Object],
+    sent: &mut Sent,
+) -> Result<Vec<&'static str>, SendError> {
+    if objects.is_empty() {
+        return Ok(Vec::new());
+    }
     let mut classes: Vec<&str> = objects.iter().map(|o| o.sop_class).collect();
     classes.dedup();
     let wanted = |class: &str| Wanted {
@@ -33,7 +41,7 @@ pub async fn send(peer: Peer<'_>, objects: &[Object]) -> Result<Vec<&'static str
     let wanted: Vec<Wanted> = classes.into_iter().map(wanted).collect();
     let attempt = async {
         let mut association = Association::open(peer, &wanted).await?;
-        let result = store_all(&mut association, objects).await;
+        let result = store_all(&mut association, objects, sent).await;
         association.end(&result).await;
         result
     };
@@ -43,6 +51,7 @@ pub async fn send(peer: Peer<'_>, objects: &[Object]) -> Result<Vec<&'static str
 async fn store_all(
     association: &mut Association,
     objects: &[Object],
+    sent: &mut Sent,
 ) -> Result<Vec<&'static str>, SendError> {
     let mut left_out = Vec::new();
     for object in objects {
@@ -54,7 +63,9 @@ async fn store_all(
             continue;
         };
         let bytes = object.dataset.encode(context.transfer_syntax == EXPLICIT_LITTLE_ENDIAN);
+        sent.begin();
         association.store(&context, &object.sop, DataSet::Bytes(&bytes)).await?;
+        sent.took(object.sop_class);
     }
     Ok(left_out)
 }

@@ -46,7 +46,7 @@ pub struct Source {
     /// Every instance of the series, in order of SOP Instance UID.
     pub instances: Vec<Instance>,
     /// Offset from UTC that the scanner wrote down.
-    timezone: Option<String>,
+    pub(super) timezone: Option<String>,
 }
 
 impl Source {

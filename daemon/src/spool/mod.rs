@@ -69,7 +69,7 @@ impl Instance {
     /// Reads an instance of our own spool: its hash stands in the preamble, where we wrote it before anybody was
     /// thanked, so that a start need not read every pixel again.
     fn read_own(path: PathBuf) -> Result<Self, HeaderError> {
-        match noted_sha256(&path) {
+        match noted_sha256(&path).map_err(|source| HeaderError::Read { source })? {
             Some(sha256) => Ok(Instance { header: Arc::new(SliceHeader::read(&path)?), path, sha256 }),
             None => Self::read(path),
         }
@@ -89,7 +89,7 @@ pub struct SpoolLimits {
 #[derive(Debug, thiserror::Error)]
 pub enum SpoolError {
     /// A folder of the spool could not be made or read.
-    #[error("failed to use `{path}`")]
+    #[error("failed to use `{}`", without_uids(.path))]
     Folder {
         /// Which one.
         path: PathBuf,
@@ -226,29 +226,33 @@ impl Spool {
         let entries = fs::read_dir(&incoming)
             .map_err(|source| SpoolError::Folder { path: incoming.clone(), source })?;
         for part in entries.flatten().map(|e| e.path()) {
-            let whole =
-                noted_sha256(&part).filter(|noted| dataset::sha256(&part).is_ok_and(|is| is == *noted));
-            let settled = whole.map(|sha256| {
-                let header = SliceHeader::read(&part).map_err(unreadable)?;
-                let is_image = crate::receive::syntax::IMAGES.contains(&header.sop_class.as_str());
-                self.settle(&part, &header, is_image, &sha256)
-            });
-            match settled {
-                Some(Ok((Placed::New, _))) => {
+            match self.move_on(&part) {
+                Ok(Some(Placed::New)) => {
                     log::info!(event = "recovered"; "an instance that was synced before a crash was moved on");
                 }
-                Some(Ok((Placed::Conflict, _))) => {}
-                // Room and permissions come back; what may have been thanked for stays until then.
-                Some(Err(StoreError::Io(error))) => {
-                    log::error!(event = "spool_unsettled"; "a synced instance cannot be moved on: {error}");
+                Ok(Some(Placed::Conflict)) => {}
+                // Room, permissions and disks come back; what may have been thanked for stays until then.
+                Err(StoreError::Io(error)) => {
+                    log::error!(event = "spool_unsettled"; "an instance that may have been acknowledged cannot be moved on: {error}");
                     self.next.fetch_max(number_of(&part) + 1, Ordering::Relaxed);
                 }
-                Some(Ok((Placed::Same, _)) | Err(_)) | None => {
+                Ok(Some(Placed::Same) | None) | Err(_) => {
                     let _ = fs::remove_file(part);
                 }
             }
         }
         Ok(())
+    }
+
+    /// Settles a part that was whole and synced; `None` for one that was not, and only where the disk says so.
+    fn move_on(&self, part: &Path) -> Result<Option<Placed>, StoreError> {
+        let Some(sha256) = noted_sha256(part).map_err(StoreError::Io)? else { return Ok(None) };
+        if dataset::sha256(part).map_err(unreadable)? != sha256 {
+            return Ok(None);
+        }
+        let header = SliceHeader::read(part).map_err(unreadable)?;
+        let is_image = crate::receive::syntax::IMAGES.contains(&header.sop_class.as_str());
+        self.settle(part, &header, is_image, &sha256).map(|(placed, _)| Some(placed))
     }
 
     /// Bytes that may still be written; `None` if the system will not say.
@@ -493,7 +497,7 @@ fn read_series(
         match read(path) {
             Ok(instance) => found.push(instance),
             Err(error) => {
-                log::error!(event = "spool_unreadable"; "a stored instance cannot be read: {error}")
+                log::error!(event = "spool_unreadable"; "a stored instance cannot be read: {}", crate::chain(&error))
             }
         }
     }
@@ -612,14 +616,29 @@ fn note(file_bytes: u64, sha256: &[u8; 32]) -> Vec<u8> {
     [&NOTED[..], &file_bytes.to_le_bytes(), sha256].concat()
 }
 
-/// The hash that stands in the preamble of a file which still has the length it had then.
-fn noted_sha256(path: &Path) -> Option<[u8; 32]> {
-    let file = File::open(path).ok()?;
+/// The hash that stands in the preamble of a file which still has the length it had then; `None` where there is none.
+fn noted_sha256(path: &Path) -> std::io::Result<Option<[u8; 32]>> {
+    let file = File::open(path)?;
     let mut note = [0; 48];
-    file.read_exact_at(&mut note, 0).ok()?;
-    let length = u64::from_le_bytes(note[8..16].try_into().ok()?);
-    let is_ours = note[..8] == *NOTED && length == file.metadata().ok()?.len();
-    is_ours.then(|| note[16..].try_into().ok()).flatten()
+    match file.read_exact_at(&mut note, 0) {
+        Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
+        read => read?,
+    }
+    let (mark, rest) = note.split_at(NOTED.len());
+    let (length, sha256) = rest.split_at(8);
+    let is_ours = mark == NOTED && length == file.metadata()?.len().to_le_bytes();
+    Ok(sha256.try_into().ok().filter(|_| is_ours))
+}
+
+/// A path as far as it names no examination: folders and files of the spool are named by UIDs.
+fn without_uids(path: &Path) -> String {
+    let is_uid = |part: &std::ffi::OsStr| {
+        let text = part.to_string_lossy();
+        let mut numbers = text.split('.').map(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
+        numbers.next() == Some(true) && numbers.next() == Some(true)
+    };
+    let known: PathBuf = path.components().take_while(|part| !is_uid(part.as_os_str())).collect();
+    if known == path { path.display().to_string() } else { known.join("...").display().to_string() }
 }
 
 /// Preamble and file meta group (PS3.10 7.1), explicit VR little endian.
@@ -769,10 +788,38 @@ pub(crate) mod tests {
         // A file of another length, or without the mark, is hashed.
         bytes.extend([0, 0]);
         fs::write(&first.path, &bytes).unwrap();
-        assert_eq!(noted_sha256(&first.path), None);
+        assert_eq!(noted_sha256(&first.path).unwrap(), None);
         bytes[..48].fill(0);
         fs::write(&first.path, &bytes).unwrap();
-        assert_eq!(noted_sha256(&first.path), None);
+        assert_eq!(noted_sha256(&first.path).unwrap(), None);
+    }
+
+    #[test]
+    fn a_start_removes_nothing_that_the_disk_will_not_let_it_read() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Spool::open(dir.path(), LIMITS).unwrap());
+        let part = |n: u32| dir.path().join(format!("incoming/{n}.part"));
+        // A name that leads to itself: opened, it is an error (ELOOP), as a bad block or a lost permission would be.
+        std::os::unix::fs::symlink(part(5), part(5)).unwrap();
+        fs::write(part(6), b"torn").unwrap();
+        let spool = Arc::new(Spool::open(dir.path(), LIMITS).unwrap());
+        assert!(part(5).symlink_metadata().is_ok(), "nobody knows that it was not acknowledged");
+        assert!(!part(6).exists(), "it never was whole");
+        // And its name is not given away.
+        (0..3).for_each(|_| drop(stored(&spool)));
+        assert!(part(5).symlink_metadata().is_ok());
+    }
+
+    #[test]
+    fn no_error_of_the_spool_names_an_examination() {
+        let place = |path: &str| SpoolError::Folder {
+            path: path.into(),
+            source: std::io::ErrorKind::NotFound.into(),
+        };
+        let told = place("/var/lib/ichd/spool/studies/1.2.840.1/1.2.840.2").to_string();
+        assert_eq!(told, "failed to use `/var/lib/ichd/spool/studies/...`");
+        assert_eq!(without_uids(Path::new("/s/quarantine/1.2.3.0123456789abcdef.dcm")), "/s/quarantine/...");
+        assert_eq!(without_uids(Path::new("/srv/ichd-1.2/spool")), "/srv/ichd-1.2/spool");
     }
 
     #[test]

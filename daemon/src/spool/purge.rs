@@ -81,7 +81,7 @@ impl Spool {
     }
 
     /// Removes instances set aside or quarantined before `before_ms` (wall time), except those that `keep` names by
-    /// SOP Instance UID; returns how many.
+    /// SOP Instance UID; returns how many. Nobody who stores waits for the overwriting.
     pub fn purge_side_folders(
         &self,
         before_ms: u64,
@@ -91,13 +91,24 @@ impl Spool {
         for name in SIDE_FOLDERS {
             let path = self.root.join(name);
             let io = |source| SpoolError::Folder { path: path.clone(), source };
-            let _places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-            for file in fs::read_dir(&path).map_err(io)?.flatten().map(|e| e.path()) {
-                if modified_ms(&file).is_some_and(|at| at < before_ms) && !keep(&sop_of(&file)) {
-                    wipe(&file).map_err(io)?;
-                    n += 1;
-                }
+            let due: Vec<PathBuf> = (fs::read_dir(&path).map_err(io)?.flatten().map(|e| e.path()))
+                .filter(|file| modified_ms(file).is_some_and(|at| at < before_ms) && !keep(&sop_of(file)))
+                .collect();
+            if due.is_empty() {
+                continue;
             }
+            let doomed = self.root.join("purge").join(name);
+            fs::create_dir_all(&doomed).map_err(io)?;
+            for file in &due {
+                let Some(name) = file.file_name() else { continue };
+                // Whoever compares with it, or takes its name, does so before or after.
+                let _places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+                fs::rename(file, doomed.join(name)).map_err(io)?;
+                n += 1;
+            }
+            // No name may come back with zeros behind it.
+            sync_folder(&doomed).and_then(|()| sync_folder(&path)).map_err(io)?;
+            wipe_tree(&doomed).map_err(io)?;
         }
         Ok(n)
     }
@@ -202,5 +213,30 @@ mod tests {
         assert_eq!(spool.purge_side_folders(u64::MAX, &|sop| sop == "1.2.4").unwrap(), 1);
         assert!(aside.join("1.2.4.dcm").exists());
         assert_eq!(sop_of(Path::new("1.2.3.0123456789abcdef.dcm")), "1.2.3");
+        assert_eq!(fs::read_dir(dir.path().join("purge")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn nobody_who_stores_waits_for_what_is_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = spool(dir.path());
+        // To open it for writing waits until somebody reads: a disk that takes its time.
+        let slow = dir.path().join("aside/1.2.9.dcm");
+        assert!(std::process::Command::new("mkfifo").arg(&slow).status().unwrap().success());
+        std::thread::scope(|scope| {
+            let purge = scope.spawn(|| spool.purge_side_folders(u64::MAX, &|_| false));
+            let doomed = dir.path().join("purge/aside/1.2.9.dcm");
+            while !doomed.exists() {
+                std::thread::yield_now();
+            }
+            stored(&spool);
+            drop(File::open(&doomed).unwrap());
+            // A pipe cannot be synced; what is left is finished by whoever starts next.
+            let _ = purge.join().unwrap();
+        });
+        fs::remove_file(dir.path().join("purge/aside/1.2.9.dcm")).unwrap();
+        fs::write(dir.path().join("purge/aside/1.2.8.dcm"), b"x").unwrap();
+        spool.finish_purge().unwrap();
+        assert_eq!(fs::read_dir(dir.path().join("purge")).unwrap().count(), 0);
     }
 }

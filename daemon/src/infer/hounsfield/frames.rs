@@ -62,10 +62,26 @@ pub(super) fn decode(
             for span in own {
                 joined.extend(read(*span).map_err(failed)?);
             }
-            codestream::check(&d.transfer_syntax, &joined, header.rows, header.columns)?;
+            codestream::check(&d.transfer_syntax, &joined, header)?;
             encapsulated(d, header, joined)
         }
     }
+}
+
+/// Whether the one compressed frame that there is says what the header says.
+pub(super) fn check(
+    d: &Dataset,
+    header: &SliceHeader,
+    read: impl Fn(Span) -> std::io::Result<Vec<u8>>,
+) -> Result<(), DecodeError> {
+    let Some(PixelPlace::Fragments(spans)) = &d.pixels else {
+        return Err(DecodeError::NotASlice("pixel data is not in fragments"));
+    };
+    let mut joined = Vec::new();
+    for span in spans.iter().skip(1) {
+        joined.extend(read(*span).map_err(|e| DecodeError::Pixels(e.to_string()))?);
+    }
+    codestream::check(&d.transfer_syntax, &joined, header)
 }
 
 /// The fragments of one frame by the Basic Offset Table (PS3.5 A.4), which counts from the first fragment's item.
