@@ -405,12 +405,13 @@ export class Station {
     return sound.isRunning();
   }
 
-  /** Silences and maintenance windows that boxes have now, with their ends by our clock. */
+  /** Silences and maintenance windows of boxes. A box takes its own back; one that is lost cannot, but a clock of ours that
+   * is not known to be right does not speak for it. */
   get silences(): { device: string; silence: wire.Silence; until: Date }[] {
     return [...this.boxes].flatMap(([device, { status }]) => {
       const until = Date.parse(status?.silence?.until ?? "");
-      const shift = this.#boxWall(device) - Date.now();
-      return status?.silence && until - shift > Date.now() ? [{ device, silence: status.silence, until: new Date(until - shift) }] : [];
+      const over = this.#offsets.has(device) && this.#boxWall(device) > until;
+      return status?.silence && !over ? [{ device, silence: status.silence, until: new Date(until) }] : [];
     });
   }
 

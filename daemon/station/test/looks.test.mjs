@@ -4,6 +4,7 @@
 import assert from "node:assert/strict";
 import { after, afterEach, before, describe, test } from "node:test";
 
+import { sealed } from "./jwe.mjs";
 import * as peers from "./peers.mjs";
 import { alert, shot, station, until } from "./peers.mjs";
 
@@ -87,6 +88,23 @@ describe("looks", () => {
   test("one alert", async () => {
     await raise(MANY[0]);
     await all("one", 1);
+  });
+
+  test("one that waits and one in hand, as README shows them: target/station/station.png is docs/station.png", async () => {
+    const key = Buffer.alloc(32, 7).toString("base64url");
+    const page = await station(chromium, daemon.page, { key });
+    const patient = { schema: "ichd.subject/1", study_ref: "5f1c", name: "PHANTOM HEAD", patient_id: "0012" };
+    const subject = { ref: "K3J-26", location: "CT 1, emergency", enc: sealed(patient, key) };
+    await raise(waiting("", { stage: "provisional", subject, age_ms: 46_000, escalation: { policy: "night", step: 0, next_in_ms: 74_000 } }));
+    const by = { station: "desk-1", user: "Wang Fang" };
+    await raise(waiting("", {
+      subject: { ref: "M7W-83" }, age_ms: 1_270_000, priority: 2, state: "acknowledged", ack: by, feedback: [{ ...by, value: "right" }],
+      finding: { subtypes: ["subdural"], side: "right", slice_range: [14, 22], volume_ml: 12.3 }, quality: { ok: true, flags: ["missing_slices"] },
+    }));
+    await until("the patient", () => page.getByText("PHANTOM HEAD, 0012").isVisible());
+    await until("both stand still", async () => (await page.locator(".card").count()) === 2 && (await page.locator(".moving").count()) === 0);
+    await shot(page, "station");
+    await page.context().close();
   });
 
   test("one of everything", async () => {
