@@ -72,6 +72,14 @@ class Documents(unittest.TestCase):
         self.assertEqual(broken, [])
         self.assertGreater(seen, 60)
 
+    def test_the_pages_for_the_ward_name_what_the_station_page_shows(self):
+        words = (ROOT / "daemon/station/src/i18n.ts").read_text()
+        for page in ["docs/WARD.md", "docs/WARD.zh.md"]:
+            cells = "\n".join(re.findall(r"^\| ([^|]*) \|", (ROOT / page).read_text(), re.M))
+            named = [a or b or c for a, b, c in re.findall(r'\*\*([^*]+)\*\*|"([^"]+)"|“([^”]+)”', cells)]
+            self.assertGreater(len(named), 12)
+            self.assertEqual([name for name in named if f'"{name.removesuffix(" …")}' not in words], [], page)
+
     def test_every_credential_that_is_named_is_one_that_the_unit_hands_over(self):
         for unit, places in {"ichd": ["daemon/ichd.toml", "daemon/src/enrol/device.rs", "docs/INSTALL.md", "daemon/src/cli/enrol.rs"],
                              "ichd-gateway": ["tools/gateway/gateway.toml", "docs/GATEWAY.md"]}.items():
