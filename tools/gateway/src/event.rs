@@ -177,7 +177,8 @@ fn change(old: Option<&Held>, new: &Held) -> Option<Change> {
         if by_state.is_some() {
             return by_state;
         }
-        if old.state == "withdrawn" {
+        // Out of somebody's hands, or back from where it was over: people have to be called again.
+        if !["raised", "delivered", "escalated"].contains(&old.state.as_str()) {
             return Some(Change::Raised);
         }
     }
@@ -226,6 +227,19 @@ mod tests {
             told(&[(1, "raised"), (2, "withdrawn"), (3, "raised")]),
             ["raised", "withdrawn", "raised"]
         );
+    }
+
+    #[test]
+    fn what_comes_back_calls_people_again_however_it_was_over() {
+        for over in ["acknowledged", "resolved", "withdrawn", "expired"] {
+            assert_eq!(
+                told(&[(1, "raised"), (2, over), (3, "raised"), (4, "delivered")]),
+                ["raised", over, "raised"]
+            );
+        }
+        // Who has it asks for more people.
+        let told = told(&[(1, "raised"), (2, "acknowledged"), (3, "escalated")]);
+        assert_eq!(told, ["raised", "acknowledged", "escalated"]);
     }
 
     #[test]

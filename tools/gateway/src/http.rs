@@ -91,7 +91,8 @@ impl Client {
 fn judge(status: u16) -> Outcome {
     match status {
         200..=299 => Outcome::Taken,
-        400 | 405 | 406 | 409 | 410 | 413 | 415 | 422 => Outcome::Never(format!("status {status}")),
+        // 412: several resources carry the identifier that a conditional create asks for; it is there.
+        400 | 405 | 406 | 409 | 410 | 412 | 413 | 415 | 422 => Outcome::Never(format!("status {status}")),
         _ => Outcome::Later(format!("status {status}")),
     }
 }
@@ -120,6 +121,6 @@ mod tests {
     fn a_wrong_token_waits_and_a_wrong_message_does_not() {
         assert_eq!(judge(201), Outcome::Taken);
         assert!([401, 403, 404, 302, 429, 500, 503].iter().all(|s| matches!(judge(*s), Outcome::Later(_))));
-        assert!([400, 413, 422].iter().all(|s| matches!(judge(*s), Outcome::Never(_))));
+        assert!([400, 412, 413, 422].iter().all(|s| matches!(judge(*s), Outcome::Never(_))));
     }
 }

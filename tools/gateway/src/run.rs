@@ -1,5 +1,6 @@
 //! The wiring: broker to queues, a worker per target. A crash at any point tells again, never less.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Packet, Publish};
 use rumqttc::v5::{Client, Event as MqttEvent, MqttOptions};
-use rumqttc::{TlsConfiguration, Transport};
+use rumqttc::{Outgoing, TlsConfiguration, Transport};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -23,6 +24,11 @@ const RECONNECT: Duration = Duration::from_secs(2);
 /// The broker keeps what we miss for so long; what is open it retains anyway.
 const SESSION_S: u32 = 86_400;
 const PACKET_BYTES_MAX: u32 = 1 << 20;
+/// What may wait for the loop of the client.
+const REQUESTS_MAX: usize = 64;
+/// Acknowledgements that are asked for and not sent: the loop hands over ten packets for each request that it takes, and a
+/// backlog would fill its channel.
+const ACKS_MAX: usize = 16;
 
 /// Tells one target of one event.
 type Tell = Box<dyn Fn(&Event) -> Outcome + Send>;
@@ -70,17 +76,24 @@ impl Gateway {
                 .map_err(failed)?;
         }
         let mut intake = Intake::open(state.join("held.json"), queues)?;
-        let (client, mut connection) = Client::new(self.options, 64);
+        let (client, mut connection) = Client::new(self.options, REQUESTS_MAX);
         let filter = format!("ichd/1/{}/dev/+/alert/+", self.config.mqtt.site);
+        let mut acks = Acks::default();
         loop {
+            acks.send(&client);
             match connection.recv() {
                 Ok(Ok(MqttEvent::Incoming(Packet::ConnAck(_)))) => {
                     eprintln!("event=broker_connected");
+                    // What was not acknowledged comes again, under identifiers of the new connection.
+                    acks = Acks::default();
                     client.try_subscribe(filter.as_str(), QoS::AtLeastOnce).map_err(|e| e.to_string())?;
                 }
                 Ok(Ok(MqttEvent::Incoming(Packet::Publish(publish)))) => {
                     intake.take(&publish)?;
-                    client.try_ack(&publish).map_err(|e| e.to_string())?;
+                    acks.waiting.push_back(Publish { payload: Vec::new().into(), ..publish });
+                }
+                Ok(Ok(MqttEvent::Outgoing(Outgoing::PubAck(_)))) => {
+                    acks.asked = acks.asked.saturating_sub(1);
                 }
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => {
@@ -89,6 +102,26 @@ impl Gateway {
                 }
                 Err(_) => return Err("the MQTT client ended".into()),
             }
+        }
+    }
+}
+
+/// Documents that are on disk and not yet acknowledged.
+#[derive(Default)]
+struct Acks {
+    waiting: VecDeque<Publish>,
+    asked: usize,
+}
+
+impl Acks {
+    /// A few at a time.
+    fn send(&mut self, client: &Client) {
+        while self.asked < ACKS_MAX
+            && let Some(publish) = self.waiting.front()
+            && client.try_ack(publish).is_ok()
+        {
+            self.waiting.pop_front();
+            self.asked += 1;
         }
     }
 }

@@ -45,10 +45,14 @@ struct Broker {
 
 impl Broker {
     fn start() -> Self {
+        Self::with("")
+    }
+
+    fn with(more: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = free_port();
         let file = dir.path().join("mosquitto.conf");
-        std::fs::write(&file, format!("listener {port} 127.0.0.1\nallow_anonymous true\n")).unwrap();
+        std::fs::write(&file, format!("listener {port} 127.0.0.1\nallow_anonymous true\n{more}")).unwrap();
         let usual = Path::new("/usr/sbin/mosquitto");
         let program = if usual.exists() { usual } else { Path::new("mosquitto") };
         let child = Command::new(program)
@@ -324,6 +328,28 @@ fn a_target_that_is_down_and_a_gateway_that_is_killed_lose_nothing_and_keep_the_
     gateway.up();
     broker.publish(&alert("01J9", 1, "raised"));
     assert_eq!(rx.recv_timeout(PATIENCE).unwrap(), "01J9-1");
+}
+
+/// The client hands over ten packets for each request that it takes: a channel of acknowledgements would fill.
+#[test]
+fn a_backlog_of_hundreds_is_taken_in_one_run() {
+    const N: usize = 400;
+    let broker = Broker::with("max_inflight_messages 0\nmax_queued_messages 0\n");
+    for n in 0..N {
+        broker.publish(&alert(&format!("01J{n:04}"), 1, "raised"));
+    }
+    let target = format!("[[target]]\nname = \"hl7\"\nmllp = {{address = \"127.0.0.1:{}\"}}\n", free_port());
+    let gateway = Gateway::start(&broker, &target);
+    for _ in 0..PATIENCE.as_millis() / 50 {
+        if gateway.log().matches("event=taken").count() == N {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(gateway.log().matches("event=taken").count(), N);
+    broker.publish(&alert("01J9999", 1, "raised"));
+    gateway.waits_for("event=taken id=01J9999-1");
+    assert_eq!(gateway.log().matches("broker_connected").count(), 1);
 }
 
 #[test]
