@@ -89,21 +89,8 @@ pub fn parse_rfc3339(text: &str) -> Option<u64> {
     let (clock, fraction) = time.split_once('.').unwrap_or((time, "0"));
     let mut parts = clock.split(':');
     let (h, min, s) = (number(parts.next()?, 2)?, number(parts.next()?, 2)?, number(parts.next()?, 2)?);
-    if !(1970..=9999).contains(&y)
-        || !(1..=12).contains(&m)
-        || !(1..=31).contains(&d)
-        || h > 23
-        || min > 59
-        || s > 60
-    {
-        return None;
-    }
     let ms = format!("{fraction:0<3}").get(..3)?.parse::<u64>().ok()?;
-    // Days before 0000-03-01 based eras; the inverse of `civil_from_days`.
-    let (y, m) = if m <= 2 { (y - 1, m + 9) } else { (y, m - 3) };
-    let days =
-        y / 400 * 146_097 + (y % 400) * 365 + (y % 400) / 4 - (y % 400) / 100 + (153 * m + 2) / 5 + d - 1;
-    Some(((days.checked_sub(719_468)? * 24 + h) * 60 + min) * 60_000 + s * 1000 + ms)
+    Some(ms_of_civil([y, m, d], [h, min, s])? + ms)
 }
 
 /// RFC 3339 UTC text with milliseconds, for documents that people and other systems read.
@@ -123,14 +110,11 @@ pub fn ms(duration: Duration) -> u64 {
 /// Milliseconds since the epoch of a UTC date [year, month, day] and time [hour, minute, second]; `None` before 1970 and
 /// for numbers that no calendar has.
 pub fn ms_of_civil([year, month, day]: [u64; 3], [h, m, s]: [u64; 3]) -> Option<u64> {
-    let in_range = (1970..=9999).contains(&year)
-        && (1..=12).contains(&month)
-        && (1..=31).contains(&day)
-        && h < 24
-        && m < 60
-        && s <= 60;
+    let in_range = (1970..=9999).contains(&year) && (1..=12).contains(&month) && h < 24 && m < 60 && s <= 60;
     let days = days_from_civil(year, month, day);
-    in_range.then(|| ((days * 24 + h) * 60 + m) * 60_000 + s * 1000)
+    // Not every month has a 31st.
+    let is_date = in_range && civil_from_days(days) == (year, month, day);
+    is_date.then(|| ((days * 24 + h) * 60 + m) * 60_000 + s * 1000)
 }
 
 /// The inverse of [`civil_from_days`].
@@ -164,6 +148,9 @@ mod tests {
         }
         assert_eq!(ms_of_civil([2000, 2, 29], [12, 34, 56]), Some(951_827_696_000));
         assert_eq!(ms_of_civil([2000, 13, 1], [0, 0, 0]), None);
+        for [year, month, day] in [[2001, 2, 29], [2000, 2, 31], [2000, 4, 31], [2000, 1, 0]] {
+            assert_eq!(ms_of_civil([year, month, day], [0, 0, 0]), None, "{year}-{month}-{day}");
+        }
     }
 
     #[test]
@@ -184,6 +171,7 @@ mod tests {
             "Z",
             "2000-02-29",
             "2000-13-01T00:00:00Z",
+            "2000-02-31T00:00:00Z",
             "2000-01-01T00:00:00+01:00",
             "20000-1-1T0:0:0Z",
             "2000-01-01T00:00:00.é9Z",
