@@ -226,7 +226,10 @@ fn check_failing(errno: i32) {
     }
     // Long enough for the incomplete series to be read and its verdict not to be written down.
     wait_until("the ledger says that it cannot write", || appliance.log().contains("ledger"));
+    let fails_now = || listener.next("ichd.status/1")["reasons"].to_string().contains("ledger_failed");
+    while !fails_now() {}
     std::fs::remove_file(&fails).unwrap();
+    while fails_now() {}
     assert!(storescu(appliance.port, files, &[]).0, "the disk is well again");
     loop {
         let study = listener.next("ichd.study/1");

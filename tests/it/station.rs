@@ -1,7 +1,7 @@
 //! A station as a small program would be: holds the highest revision of every alert, answers each document with
 //! receipts, acts when told to. Over the real broker.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -16,8 +16,8 @@ use serde_json::{Value, json};
 pub struct Seen {
     /// Highest revision of every alert.
     pub alerts: BTreeMap<String, Value>,
-    /// How often an alert appeared as new.
-    pub shown: BTreeMap<String, u32>,
+    /// What appeared as new of each study: its alert, and whatever else a person would take for another one.
+    pub shown: BTreeMap<String, BTreeSet<String>>,
     /// Retained documents that were purged.
     pub purged: Vec<String>,
     /// Answers to actions.
@@ -134,10 +134,12 @@ fn take(client: &Client, name: &str, seen: &Mutex<Seen>, topic: &str, payload: &
     let Ok(document) = serde_json::from_slice::<Value>(payload) else { return };
     let rev = document["rev"].as_u64().unwrap_or(0);
     let held = seen.alerts.get(&alert_id).and_then(|a| a["rev"].as_u64());
-    if held.is_none() {
-        *seen.shown.entry(alert_id.clone()).or_default() += 1;
-    }
     if held.is_none_or(|held| rev > held) {
+        let again = if seen.purged.contains(&alert_id) { " after it was purged" } else { "" };
+        // Trouble of the box has no study, and a code that may come again.
+        if let Some(study) = document["study"]["study_ref"].as_str().filter(|s| !s.is_empty()) {
+            seen.shown.entry(study.to_owned()).or_default().insert(format!("{alert_id}{again}"));
+        }
         seen.alerts.insert(alert_id.clone(), document);
     }
     // One that comes again is answered again: the first receipt may have been lost.

@@ -81,15 +81,25 @@ fn chain() {
         ));
         let mut raised =
             std::fs::OpenOptions::new().create(true).append(true).open(dir.join("raised")).unwrap();
+        let record = |n| {
+            let record = Record { decided_wall_ms: clock::wall_ms(), ..Record::default() };
+            let recorded = tokio::task::block_in_place(|| ledger.record(&verdict(n), &record)).unwrap();
+            wake.notify_one();
+            recorded.alert
+        };
         let mut n = std::fs::read_to_string(dir.join("raised")).unwrap().lines().count() as u64 * 1_000;
+        // What was being read when the program was killed is read again.
+        if let Some(last) = std::fs::read_to_string(dir.join("last")).ok().and_then(|n| n.parse().ok())
+            && let Some((id, _)) = record(last)
+        {
+            raised.write_all(format!("{id}\n").as_bytes()).unwrap();
+        }
         let mut beat = tokio::time::interval(Duration::from_millis(1000 / PER_S));
         while !dir.join("enough").exists() {
             beat.tick().await;
             n += 1;
-            let record = Record { decided_wall_ms: clock::wall_ms(), ..Record::default() };
-            let recorded = tokio::task::block_in_place(|| ledger.record(&verdict(n), &record)).unwrap();
-            wake.notify_one();
-            writeln!(raised, "{}", recorded.alert.unwrap().0).unwrap();
+            std::fs::write(dir.join("last"), n.to_string()).unwrap();
+            raised.write_all(format!("{}\n", record(n).unwrap().0).as_bytes()).unwrap();
         }
         std::future::pending::<()>().await;
     });
@@ -150,9 +160,11 @@ fn storm(mut broker: Mosquitto) {
         "{n} alerts in {} s, {} lost, {} shown twice",
         seconds(),
         lost(),
-        station.seen(|s| s.shown.values().filter(|n| **n > 1).count())
+        station.seen(|s| s.shown.values().filter(|as_new| as_new.len() > 1).count())
     );
     assert!(n as u64 > PER_S, "only {n} alerts were raised");
     assert_eq!(lost(), 0, "of {n} alerts raised");
-    assert!(station.seen(|s| s.shown.values().all(|shown| *shown == 1)));
+    // A kill may come between the ledger and the list of what was raised.
+    assert!(station.seen(|s| s.shown.len()) >= n, "no alert has two studies");
+    assert!(station.seen(|s| s.shown.values().all(|as_new| as_new.len() == 1)));
 }

@@ -3,6 +3,7 @@
 //! ```text
 //!  raised | delivered | escalated --ack--> acknowledged --resolve--> resolved
 //!        '--claim: the ladder waits--'  '--decline, escalate: the next roles are told now--'
+//!  acknowledged --escalate--> escalated: who had it is looking, and the next roles are called as for one that waits
 //! ```
 
 use super::document::{Ack, Alert, AlertState, Claim, Feedback, Kind};
@@ -90,7 +91,13 @@ pub fn apply(
         }
         Verb::Decline | Verb::Escalate => {
             let what = if action.verb == Verb::Decline { "declined" } else { "more people asked for" };
-            alert.addendum.push(format!("{what} by {user}, {station}"));
+            let why = reason(action).map_or_else(String::new, |why| format!(": {why}"));
+            alert.addendum.push(format!("{what} by {user}, {station}{why}"));
+            if let Some(ack) = alert.ack.take() {
+                // Whoever has it asks for others: it has to wake them, and an acknowledged alert wakes nobody.
+                alert.claimed_by = Some(Claim { station: ack.station, user: ack.user, at: at.into() });
+                alert.state = AlertState::Escalated;
+            }
             Ok(Effect::StepNow)
         }
         Verb::Resolve => {
@@ -98,13 +105,17 @@ pub fn apply(
                 acknowledge(alert, action, station, at);
             }
             alert.state = AlertState::Resolved;
-            if let Some(reason) = action.reason.as_deref().filter(|r| !r.trim().is_empty()) {
-                alert.addendum.push(format!("resolved: {}", reason.trim()));
+            if let Some(reason) = reason(action) {
+                alert.addendum.push(format!("resolved: {reason}"));
             }
             Ok(Effect::Purge)
         }
         Verb::Feedback => Ok(Effect::None),
     }
+}
+
+fn reason(action: &ActionMessage) -> Option<&str> {
+    action.reason.as_deref().map(str::trim).filter(|reason| !reason.is_empty())
 }
 
 fn acknowledge(alert: &mut Alert, action: &ActionMessage, station: &str, at: &str) {
@@ -171,6 +182,25 @@ mod tests {
             apply(&mut a, 4, &action(Verb::Ack, "Ann", 4), "w", "now").map_err(|r| r.0),
             Ok(Effect::Stop)
         );
+    }
+
+    #[test]
+    fn who_has_it_and_asks_for_more_people_gets_them_woken() {
+        let mut a = alert();
+        act(&mut a, Verb::Ack, "Ann").unwrap();
+        assert_eq!(act(&mut a, Verb::Escalate, "Ann"), Ok(Effect::StepNow));
+        assert_eq!((a.state, a.ack.as_ref()), (AlertState::Escalated, None), "it waits for somebody again");
+        assert_eq!(a.claimed_by.as_ref().map(|c| c.user.as_str()), Some("Ann"), "and Ann is there meanwhile");
+        assert_eq!(act(&mut a, Verb::Ack, "Dr Wu"), Ok(Effect::Stop));
+        assert_eq!((a.state, a.claimed_by.as_ref()), (AlertState::Acknowledged, None));
+    }
+
+    #[test]
+    fn why_somebody_declines_is_said_to_the_others() {
+        let mut a = alert();
+        let decline = ActionMessage { reason: Some(" busy ".into()), ..action(Verb::Decline, "Ann", 1) };
+        assert_eq!(apply(&mut a, 1, &decline, "ward-3", "now"), Ok(Effect::StepNow));
+        assert_eq!(a.addendum, ["declined by Ann, ward-3: busy"]);
     }
 
     #[test]

@@ -251,7 +251,7 @@ pub struct Receipt {
     pub stage: ReceiptStage,
     /// Which revision.
     pub rev: u64,
-    /// Wall time, RFC 3339.
+    /// When it came so far, wall time, RFC 3339.
     pub at: String,
 }
 

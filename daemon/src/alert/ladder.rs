@@ -1,7 +1,7 @@
 //! Who is told when, and what is due for an alert at a moment. Pure: ages come in, steps come out.
 //!
 //! ```text
-//!  raised --no receipt in receipt-s--> next roles, technical alert "nobody listening"
+//!  raised --no receipt of a role that was called in receipt-s--> next roles, technical alert "nobody listening"
 //!     '-----no acknowledgement by steps[n].after-s--> roles of step n, sounds again
 //! ```
 //!
@@ -75,6 +75,8 @@ impl Ladder {
 pub struct Standing {
     /// Since it was raised.
     pub age_ms: u64,
+    /// Since the ladder began: when it was raised, or raised again.
+    pub since_begun_ms: u64,
     /// Age at which the next step is due.
     pub next_step_at_ms: Option<u64>,
     /// Since the last transmission was queued.
@@ -85,6 +87,8 @@ pub struct Standing {
     pub since_delivered_ms: Option<u64>,
     /// Every role told has a receipt of the revision that counts.
     pub heard_by_all: bool,
+    /// One of them has had one since the ladder began, or a person has acted.
+    pub heard: bool,
     /// "Nobody listening" was said for this alert.
     pub called_unheard: bool,
 }
@@ -101,7 +105,7 @@ pub struct Limits {
 /// What has to happen now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Due {
-    /// No station has it: tell the next roles, and say that nobody listens.
+    /// Nobody who was called has it, whoever else may: tell the next roles, and say that nobody listens.
     Unheard,
     /// Nobody took it: tell the next roles.
     Step,
@@ -115,6 +119,9 @@ pub enum Due {
 
 /// First wait before a revision that was not answered goes out again, ms; doubled up to a minute.
 pub const RESEND_MIN_MS: u64 = 5_000;
+
+/// A test alert that is still open after this, ms, is a proof of life that never came to its end.
+const TEST_MS: u64 = 3_600_000;
 
 fn resend_after_ms(resends: u32) -> u64 {
     (RESEND_MIN_MS << resends.min(4)).min(60_000)
@@ -131,8 +138,11 @@ pub fn due(alert: &Alert, at: &Standing, limits: Limits) -> Option<Due> {
     if at.since_delivered_ms.is_some_and(|ms| ms >= limits.expiry_ms) {
         return Some(if taken || !finding { Due::Close } else { Due::Expire });
     }
+    if alert.kind == Kind::Test && at.age_ms >= TEST_MS {
+        return Some(Due::Close);
+    }
     if finding && !taken {
-        if at.since_delivered_ms.is_none() && !at.called_unheard && at.age_ms >= limits.receipt_ms {
+        if !at.heard && !at.called_unheard && at.since_begun_ms >= limits.receipt_ms {
             return Some(Due::Unheard);
         }
         if at.next_step_at_ms.is_some_and(|ms| at.age_ms >= ms) {
@@ -156,20 +166,22 @@ mod tests {
     fn standing(age_ms: u64) -> Standing {
         Standing {
             age_ms,
+            since_begun_ms: age_ms,
             next_step_at_ms: Some(120_000),
             since_sent_ms: 0,
             resends: 0,
             since_delivered_ms: Some(age_ms),
             heard_by_all: true,
+            heard: true,
             called_unheard: false,
         }
     }
 
     #[test]
     fn nobody_listening_is_said_once_and_within_its_limit() {
-        let mut at = Standing { since_delivered_ms: None, heard_by_all: false, ..standing(9_999) };
+        let mut at = Standing { heard_by_all: false, heard: false, ..standing(9_999) };
         assert_eq!(due(&alert(), &at, LIMITS), None);
-        at.age_ms = 10_000;
+        at.since_begun_ms = 10_000;
         assert_eq!(due(&alert(), &at, LIMITS), Some(Due::Unheard));
         at.called_unheard = true;
         assert_eq!(due(&alert(), &at, LIMITS), None);
@@ -208,6 +220,14 @@ mod tests {
             (ladder.next_at_ms(0), ladder.next_at_ms(2), ladder.next_at_ms(3)),
             (Some(120_000), Some(600_000), None)
         );
+    }
+
+    #[test]
+    fn a_test_alert_that_nobody_ended_ends_by_itself() {
+        let test = Alert { kind: Kind::Test, ..alert() };
+        let at = |age_ms| Standing { since_delivered_ms: None, ..standing(age_ms) };
+        assert_eq!(due(&test, &at(TEST_MS - 1), LIMITS), None);
+        assert_eq!(due(&test, &at(TEST_MS), LIMITS), Some(Due::Close));
     }
 
     proptest! {

@@ -30,7 +30,8 @@ use crate::config;
 use crate::dicom::Phi;
 use crate::health::Pulse;
 use crate::infer::ModelId;
-use crate::ledger::alerts::{CLOSED_EXPIRY_S, Heard, Speaker};
+use crate::ledger::alerts::{Heard, Speaker};
+use crate::ledger::outbox::REPLY_EXPIRY_S;
 use crate::ledger::{Ledger, LedgerError, OutboxRow};
 use crate::update::command::{LeaveError, Mailbox, Void};
 
@@ -39,10 +40,6 @@ const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 const WILL_DELAY_S: u32 = 10;
 const SESSION_EXPIRY_S: u32 = 3_600;
-/// Dispositions are news for an hour.
-const STUDY_EXPIRY_S: u32 = 3_600;
-/// The answer to an action is for somebody who waits for it.
-const REPLY_EXPIRY_S: u32 = 60;
 const REQUESTS_MAX: usize = 64;
 /// Documents of stations that the broker may have on the way to us at once. Mosquitto 2.0 sends that many for each
 /// acknowledgement, so it is a limit for others only.
@@ -247,8 +244,12 @@ struct InFlight {
     /// Known once the loop has sent it.
     pkid: Option<u16>,
     since: Option<std::time::Instant>,
-    /// Publishes of ours that are on the way without a row (status): their PUBACKs are not for the outbox.
+    /// Publishes of ours that are on the way without a row (status): their PUBACKs are not for the outbox. Those that
+    /// were asked for before the row.
     others: usize,
+    /// Those that were asked for after the row, which has no packet identifier yet. They may be sent after it has landed
+    /// and the next one waits: they count before that one.
+    behind: usize,
     /// Their packet identifiers, once sent.
     foreign: HashSet<u16>,
     /// Largest packet this broker takes; `None` without a limit.
@@ -262,11 +263,21 @@ struct InFlight {
 }
 
 impl InFlight {
-    /// A publish without a row was asked for, unless the channel was full. Behind a row that has no packet identifier
-    /// yet it needs no counting: the row's comes first.
+    /// A publish without a row was asked for, unless the channel was full.
     fn not_ours(&mut self, sent: bool) {
-        if sent && (self.row.is_none() || self.pkid.is_some()) {
-            self.others += 1;
+        let before = self.row.is_none() || self.pkid.is_some();
+        *(if before { &mut self.others } else { &mut self.behind }) += usize::from(sent);
+    }
+
+    /// The loop has sent a publish. It sends in the order of the requests: what was asked before our row is somebody
+    /// else's.
+    fn sent(&mut self, pkid: u16) {
+        if self.others > 0 {
+            self.others -= 1;
+            self.foreign.insert(pkid);
+        } else if self.row.is_some() && self.pkid.is_none() {
+            self.pkid = Some(pkid);
+            self.others = std::mem::take(&mut self.behind);
         }
     }
 
@@ -441,9 +452,11 @@ impl Run {
         if client.try_subscribe_many(subscriptions).is_err() {
             self.say("subscribe_denied");
         }
-        // The broker may keep nothing on disk; what is open is said again.
-        if let Err(error) = tokio::task::block_in_place(|| self.publisher.ledger.requeue_open_alerts()) {
-            log::error!(event = "ledger_failed"; "open alerts could not be queued: {}", crate::chain(&error));
+        self.publisher.stations.relinked();
+        // The broker may keep nothing on disk, or have lost its last minute: what is open or was closed of late is said
+        // again.
+        if let Err(error) = tokio::task::block_in_place(|| self.publisher.ledger.requeue_alerts()) {
+            log::error!(event = "ledger_failed"; "alerts could not be queued: {}", crate::chain(&error));
         }
     }
 
@@ -456,7 +469,7 @@ impl Run {
         let Some((row, payload)) = stamped.map_err(|e| crate::chain(&e))? else { return Ok(()) };
         let site = ledger.site();
         let properties = PublishProperties {
-            message_expiry_interval: Some(self.expiry_s(&row, &payload)),
+            message_expiry_interval: Some(row.expiry_s),
             correlation_data: row.alert_id.as_ref().map(|id| id.clone().into_bytes().into()),
             response_topic: row.alert_id.as_ref().map(|_| topic::receipt(site)),
             ..json()
@@ -474,20 +487,6 @@ impl Run {
             .map_err(|_| "request channel is full".to_owned())?;
         (flight.row, flight.pkid, flight.since) = (Some(row), None, Some(clock::now()));
         Ok(())
-    }
-
-    /// How long the broker keeps it: an open alert until the next transmission renews it, a closed one for an hour.
-    fn expiry_s(&self, row: &OutboxRow, payload: &str) -> u32 {
-        let closed = ["resolved", "withdrawn", "expired"].map(|state| format!("\"state\":\"{state}\""));
-        if row.topic.contains("/answer/") {
-            REPLY_EXPIRY_S
-        } else if row.alert_id.is_none() {
-            STUDY_EXPIRY_S
-        } else if closed.iter().any(|state| payload.contains(state.as_str())) {
-            CLOSED_EXPIRY_S
-        } else {
-            self.publisher.config.expiry_s
-        }
     }
 
     /// Adds a reason to the link's.
@@ -641,15 +640,7 @@ impl Run {
             Event::Outgoing(Outgoing::PubAck(_)) => {
                 flight.acks_asked = flight.acks_asked.saturating_sub(1);
             }
-            // The loop sends in the order of the requests: what was asked before our row is somebody else's.
-            Event::Outgoing(Outgoing::Publish(pkid)) if *pkid != 0 => {
-                if flight.others > 0 {
-                    flight.others -= 1;
-                    flight.foreign.insert(*pkid);
-                } else if flight.row.is_some() && flight.pkid.is_none() {
-                    flight.pkid = Some(*pkid);
-                }
-            }
+            Event::Outgoing(Outgoing::Publish(pkid)) if *pkid != 0 => flight.sent(*pkid),
             Event::Incoming(Packet::PubAck(ack)) if flight.pkid == Some(ack.pkid) => {
                 if let Some(row) = flight.landed() {
                     self.on_puback(&row, ack.reason, flight.too_large);

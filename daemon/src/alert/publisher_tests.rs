@@ -32,7 +32,8 @@ impl Broker {
         let dir = tempfile::tempdir().unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let more = more.replace("$DIR", dir.path().to_str().unwrap());
-        let text = format!("listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n{more}\n");
+        let more = if more.contains("persistence") { more } else { format!("persistence false\n{more}") };
+        let text = format!("listener {port} 127.0.0.1\nallow_anonymous true\n{more}\n");
         std::fs::write(dir.path().join("m.conf"), text).unwrap();
         // Read only by the broker whose configuration names it.
         let acl = "topic read #\ntopic write ichd/1/north/dev/ct-1/status\n";
@@ -58,6 +59,20 @@ impl Broker {
     fn down(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    /// What it has now is on its disk, and nothing that comes later.
+    fn writes_to_disk(&self) {
+        let db = self.dir.path().join("mosquitto.db");
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-USR1", &pid]).status().unwrap().success());
+        for _ in 0..100 {
+            if db.exists() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("mosquitto wrote nothing");
     }
 
     fn up(&mut self) {
@@ -202,6 +217,48 @@ async fn an_alert_of_an_outage_arrives_once_under_its_identity() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_closed_does_not_come_back_with_a_broker_that_lost_its_last_minute() {
+    if absent() {
+        return;
+    }
+    // As root it would become somebody who may not write to our folder.
+    let mut broker =
+        Broker::start("persistence true\npersistence_location $DIR/\nautosave_interval 0\nuser root");
+    let house = House::on(broker.port);
+    assert!(house.until(10, |h| h.link().connected).await);
+    let (taken, _) = house.record(1, Some(0.9)).unwrap();
+    assert!(house.until(10, |h| h.ledger.outbox_depth().unwrap() == 0).await);
+    broker.writes_to_disk();
+    let resolve = inbound::ActionMessage {
+        schema: "ichd.action/1".into(),
+        action_id: "action-1".into(),
+        alert_id: taken.clone(),
+        rev: 1,
+        verb: inbound::Verb::Resolve,
+        user: "Ann".into(),
+        reason: None,
+        feedback: None,
+        expires_at: None,
+    };
+    house.ledger.act(Speaker { station: "ward-3", role: "nurse" }, &resolve, true).unwrap();
+    house.wake.notify_one();
+    assert!(
+        house.until(10, |h| h.ledger.outbox_depth().unwrap() == 0).await,
+        "the broker has taken the purge"
+    );
+    broker.down();
+    assert!(house.until(10, |h| !h.link().connected).await);
+    broker.up();
+    let came_back = Listener::on(broker.port, "ichd/1/north/dev/ct-1/alert/#");
+    assert!(came_back.next("\"rev\":1,", Duration::from_secs(10)).is_some(), "from the disk, open");
+    assert!(house.until(20, |h| h.link().connected).await);
+    assert!(came_back.next("\"state\":\"resolved\"", Duration::from_secs(10)).is_some());
+    assert!(house.until(10, |h| h.ledger.outbox_depth().unwrap() == 0).await);
+    let late = Listener::on(broker.port, "ichd/1/north/dev/ct-1/alert/#");
+    assert!(late.next("", Duration::from_secs(2)).is_none(), "who comes later sees it as open");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn that_nobody_listens_stays_said_until_somebody_does() {
     if absent() {
         return;
@@ -308,28 +365,44 @@ async fn mutual_tls_reaches_the_broker_and_a_wrong_ca_does_not() {
     assert!(!stranger.until(3, |h| h.link().connected).await, "a broker of another CA was believed");
 }
 
+type Topics = Arc<std::sync::Mutex<std::collections::BTreeSet<String>>>;
+
 /// A broker that does as it is told: answers every packet but those that `withhold` names, by number of the connection
 /// (from 1) and of the publish on it (from 1). Counts the distinct documents that it has acknowledged.
 struct Scripted {
     port: u16,
-    taken: Arc<std::sync::Mutex<std::collections::BTreeSet<String>>>,
+    taken: Topics,
+    denied: Topics,
     task: JoinHandle<()>,
 }
 
+const CONNACK: [u8; 5] = [0x20, 3, 0, 0, 0];
+/// The client may have one publish on the way.
+const CONNACK_RECEIVE_MAXIMUM_1: [u8; 8] = [0x20, 6, 0, 0, 3, 0x21, 0, 1];
+
 impl Scripted {
     async fn start(greeting: Vec<u8>, withhold: impl Fn(u32, u32) -> bool + Send + Sync + 'static) -> Self {
+        Self::script([&CONNACK[..], &greeting].concat(), withhold, |_| false).await
+    }
+
+    /// Begins its first connection with `hello`; has no quota for the topics that `denies` names.
+    async fn script(
+        hello: Vec<u8>,
+        withhold: impl Fn(u32, u32) -> bool + Send + Sync + 'static,
+        denies: impl Fn(&str) -> bool + Send + Sync + 'static,
+    ) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let taken = Arc::<std::sync::Mutex<std::collections::BTreeSet<String>>>::default();
-        let told = taken.clone();
+        let (taken, denied) = (Topics::default(), Topics::default());
+        let (told, refused) = (taken.clone(), denied.clone());
         let task = tokio::spawn(async move {
             for connection in 1.. {
                 let (mut socket, _) = listener.accept().await.unwrap();
                 let mut publishes = 0;
                 while let Some((head, body)) = packet(&mut socket).await {
                     let answer = match head >> 4 {
-                        1 if connection == 1 => [&[0x20, 3, 0, 0, 0][..], &greeting].concat(),
-                        1 => vec![0x20, 3, 0, 0, 0],
+                        1 if connection == 1 => hello.clone(),
+                        1 => CONNACK.to_vec(),
                         8 => vec![0x90, 6, body[0], body[1], 0, 1, 1, 1],
                         12 => vec![0xd0, 0],
                         3 if head & 0x06 != 0 => {
@@ -338,10 +411,14 @@ impl Scripted {
                             if withhold(connection, publishes) {
                                 continue;
                             }
-                            told.lock()
-                                .unwrap()
-                                .insert(String::from_utf8_lossy(&body[2..2 + n]).into_owned());
-                            vec![0x40, 2, body[2 + n], body[3 + n]]
+                            let topic = String::from_utf8_lossy(&body[2..2 + n]).into_owned();
+                            if denies(&topic) {
+                                refused.lock().unwrap().insert(topic);
+                                vec![0x40, 3, body[2 + n], body[3 + n], 0x97]
+                            } else {
+                                told.lock().unwrap().insert(topic);
+                                vec![0x40, 2, body[2 + n], body[3 + n]]
+                            }
                         }
                         _ => continue,
                     };
@@ -351,7 +428,7 @@ impl Scripted {
                 }
             }
         });
-        Scripted { port, taken, task }
+        Scripted { port, taken, denied, task }
     }
 
     fn alerts(&self) -> usize {
@@ -451,4 +528,36 @@ async fn a_full_request_channel_neither_hangs_nor_loses() {
     many(&house, 3);
     assert!(house.until(30, |h| h.ledger.outbox_depth().unwrap() == 0).await, "{:?}", house.link());
     assert_eq!(broker.alerts(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_acknowledgement_of_a_status_is_never_counted_for_an_alert() {
+    // A status that is asked for behind a row is sent only after the row's PUBACK, when the next row waits already.
+    let odd = |topic: &str| topic.contains("/alert/") && topic.bytes().last().is_some_and(|b| b % 2 == 1);
+    let broker = Scripted::script(CONNACK_RECEIVE_MAXIMUM_1.to_vec(), |_, _| false, odd).await;
+    let patient = config::Alert { puback_timeout_ms: 60_000, ..impatient(broker.port) };
+    let house = House::new(patient);
+    assert!(house.until(10, |h| h.link().connected).await);
+    many(&house, 60);
+    let all = || broker.alerts() + broker.denied.lock().unwrap().len();
+    let mut n = 0;
+    let told = house.until(30, |h| {
+        n += 1;
+        h.links.status.send_modify(|status| status.reasons = vec![format!("reason_{n}")]);
+        all() == 60
+    });
+    let more = async {
+        loop {
+            house.links.status.send_modify(|status| status.boot += 1);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::select! {
+        told = told => assert!(told, "{} of 60", all()),
+        () = more => {}
+    }
+    let denied = broker.denied.lock().unwrap().len() as u64;
+    assert!(denied > 0);
+    let kept = house.until(10, |h| h.ledger.outbox_depth().unwrap() == denied).await;
+    assert!(kept, "{} wait of {denied} that the broker has denied", house.ledger.outbox_depth().unwrap());
 }

@@ -1,5 +1,5 @@
-//! Who listens: stations as their retained status tells, and who among them is enrolled. Memory only: after a new link
-//! the broker tells it all again.
+//! Who listens: stations as their retained status tells, and who among them is enrolled. Memory only: with a new link
+//! everybody is taken for gone until the broker, or the station itself, says otherwise.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -67,6 +67,13 @@ impl Stations {
         };
     }
 
+    /// A new link to the broker, which may have forgotten who was there, and not have been told who has gone since.
+    pub fn relinked(&self) {
+        for status in self.lock().values_mut() {
+            status.state = Presence::Offline;
+        }
+    }
+
     /// Somebody has a shift on and can be told.
     pub fn any_ready(&self) -> bool {
         self.lock().iter().any(|(name, s)| s.state == Presence::Ready && self.admits(name))
@@ -131,5 +138,16 @@ mod tests {
         assert_eq!((&views[1]["serves"], &views[1]["role"]), (&"nurse".into(), &"viewer".into()));
         stations.heard("ward-3", Some(status(Presence::Offline)));
         assert!(!stations.any_linked() && stations.misplaced().is_empty());
+    }
+
+    #[test]
+    fn after_a_new_link_nobody_is_there_who_does_not_say_so() {
+        let stations = Stations::new(&config::Alert::default());
+        stations.heard("ward-3", Some(status(Presence::Ready)));
+        stations.relinked();
+        assert!(!stations.any_linked(), "it may have died with the broker that held its will");
+        assert_eq!(stations.role("ward-3"), "viewer", "what it says may come before its status");
+        stations.heard("ward-3", Some(status(Presence::Ready)));
+        assert!(stations.any_ready());
     }
 }

@@ -188,8 +188,8 @@ impl Control {
                 if !matches!(kind.as_str(), "silence" | "maintenance") || !(1..=1440).contains(&minutes) {
                     return Err("a silence or maintenance window lasts 1 to 1440 minutes".into());
                 }
-                let silence = self.ledger.silence(&kind, author.trim(), reason.trim(), minutes);
-                let silence = tokio::task::block_in_place(|| silence).map_err(said)?;
+                let begin = || self.ledger.silence(&kind, author.trim(), reason.trim(), minutes);
+                let silence = tokio::task::block_in_place(begin).map_err(said)?;
                 self.wake.notify_one();
                 Ok(Answer { silence: Some(silence), ..Answer::default() })
             }

@@ -144,7 +144,7 @@ impl Wiring {
         };
         gauge("ichd_outbox_depth", "Documents that wait for the broker.", ledger.outbox_depth().ok());
         gauge("ichd_open_alerts", "Alerts that wait for a person.", ledger.open_alert_count().ok());
-        let age_s = ledger.last_decided_age_ms().map(|ms| ms / 1000);
+        let age_s = ledger.last_decided_age_ms().ok().flatten().map(|ms| ms / 1000);
         gauge("ichd_last_verdict_age_seconds", "Time since the last verdict.", age_s);
         let waiting = ledger.is_audited().then(|| ledger.atna_depth().ok()).flatten();
         gauge("ichd_atna_waiting", "Audit messages that wait for the repository.", waiting);

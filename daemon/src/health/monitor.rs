@@ -59,12 +59,27 @@ const EXPERIENCE: Duration = Duration::from_secs(15);
 #[derive(Debug, Default)]
 struct Asked {
     at: Option<Instant>,
-    vitals: Vitals,
+    /// With the moment at which the ledger last answered: its ages go on from there while it does not.
+    vitals: Option<(Instant, Vitals)>,
     free_bytes: Option<u64>,
     /// Whether the trouble `disk_low` stands in the ledger as the disk is; none until it does.
     low_told: Option<bool>,
     expiry: Option<String>,
     experience: Option<(Instant, Experience)>,
+}
+
+impl Asked {
+    /// How things stood when the ledger last answered, its ages as they are by now.
+    fn vitals_at(&self, now: Instant) -> Vitals {
+        let Some((at, vitals)) = &self.vitals else { return Vitals::default() };
+        let aged = |ms: Option<u64>| ms.map(|ms| ms + clock::ms(now - *at));
+        Vitals {
+            oldest_unacknowledged_ms: aged(vitals.oldest_unacknowledged_ms),
+            last_proof_age_ms: aged(vitals.last_proof_age_ms),
+            last_study_age_ms: aged(vitals.last_study_age_ms),
+            ..vitals.clone()
+        }
+    }
 }
 
 /// Runs until shutdown; a second is short enough for the watchdog and long enough to cost nothing.
@@ -102,7 +117,7 @@ impl Wiring {
     fn ask(&self, asked: &mut Asked) {
         let now = clock::now();
         match self.ledger.vitals() {
-            Ok(vitals) => asked.vitals = vitals,
+            Ok(vitals) => asked.vitals = Some((now, vitals)),
             Err(error) => {
                 log::error!(event = "ledger_failed"; "the ledger cannot say how things stand: {}", crate::chain(&error));
             }
@@ -131,7 +146,11 @@ impl Wiring {
             return;
         }
         let told = if low {
-            let text = format!("studies are refused (A700): {} MB are free", free / 1_000_000);
+            // The same words at every start: another figure would be another occasion, and ring again.
+            let text = format!(
+                "studies are refused (A700): less than {} MB are free",
+                self.free_bytes_min / 1_000_000
+            );
             self.ledger.raise_technical("disk_low", &text)
         } else {
             self.ledger.resolve_technical("disk_low", "there is room for studies again")
@@ -149,13 +168,14 @@ impl Wiring {
     }
 
     fn publish(&mut self, silent: &[&'static str], started: Instant, asked: &Asked) {
-        let vitals = &asked.vitals;
-        let since_asked_ms = asked.at.map_or(0, |at| clock::ms(clock::now() - at));
-        let aged = |ms: Option<u64>| ms.map(|ms| ms + since_asked_ms);
+        let vitals = asked.vitals_at(clock::now());
         let disk_ok = asked.free_bytes.is_none_or(|free| free > self.free_bytes_min);
         let mut reasons: Vec<String> = silent.iter().map(|stage| format!("stage_silent:{stage}")).collect();
         if !disk_ok {
             reasons.push("disk_low".into());
+        }
+        if self.ledger.is_failing() {
+            reasons.push("ledger_failed".into());
         }
         // A month ahead nothing is wrong yet: it is said, and changes no state until it fails within a day.
         let (soon, ahead): (Vec<String>, Vec<String>) =
@@ -164,7 +184,7 @@ impl Wiring {
         reasons.extend(self.reader.degraded().map(str::to_owned));
         reasons.extend(self.link.borrow().reasons.iter().cloned());
         let interval_ms = self.proof_interval_s * 1000;
-        let proof = aged(vitals.last_proof_age_ms);
+        let proof = vitals.last_proof_age_ms;
         let unproven = proof.unwrap_or_else(|| clock::ms(clock::now() - started));
         if interval_ms > 0 && unproven > 2 * interval_ms {
             reasons.push("proof_overdue".into());
@@ -192,11 +212,11 @@ impl Wiring {
             changed
         });
         let alive = |stage: &str| !silent.contains(&stage);
-        let seconds = |ms: Option<u64>| aged(ms).map(|ms| ms / 1000);
+        let seconds = |ms: Option<u64>| ms.map(|ms| ms / 1000);
         self.heartbeat.send_replace(Heartbeat {
             uptime_s: (clock::now() - started).as_secs(),
             last_study_age_s: seconds(vitals.last_study_age_ms),
-            last_proof_age_s: proof.map(|ms| ms / 1000),
+            last_proof_age_s: seconds(proof),
             proof_interval_s: self.proof_interval_s,
             outbox_depth: vitals.outbox_depth,
             open_alerts: vitals.open_alerts,
@@ -238,5 +258,18 @@ mod tests {
         assert!(!is_same(&None, &ann) && !is_same(&ann, &None));
         assert!(!is_same(&ann, &silence("Bob", "2026-01-01T18:00:00Z")));
         assert!(!is_same(&ann, &silence("Ann", "2026-01-01T18:01:00Z")), "the clock was set");
+    }
+
+    #[test]
+    fn ages_go_on_while_the_ledger_does_not_answer() {
+        let (answered, ago) = (clock::now(), |s: u64| Some(s * 1000));
+        let mut asked = Asked::default();
+        assert_eq!(asked.vitals_at(answered).last_proof_age_ms, None);
+        asked.vitals = Some((answered, Vitals { last_proof_age_ms: ago(100), ..Vitals::default() }));
+        // Asked again and again since, in vain.
+        asked.at = Some(answered + Duration::from_secs(3_600));
+        let now = answered + Duration::from_secs(3_602);
+        assert_eq!(asked.vitals_at(now).last_proof_age_ms, ago(3_702));
+        assert_eq!(asked.vitals_at(now).last_study_age_ms, None);
     }
 }

@@ -3,7 +3,8 @@
 use rusqlite::params;
 use serde_json::json;
 
-use super::{Ledger, LedgerError, SeriesRow, audit, doing, outbox::queue, series_rows};
+use super::outbox::{REPLY_EXPIRY_S, Waiting, queue};
+use super::{Ledger, LedgerError, SeriesRow, audit, doing, series_rows};
 use crate::alert::request::{Answer, Asked, LedgerLine};
 use crate::alert::topic;
 use crate::clock;
@@ -58,7 +59,7 @@ impl Ledger {
             });
             audit::append(tx, "request", &body)?;
             let payload = serde_json::to_string(answer).map_err(LedgerError::Document)?;
-            queue(tx, &topic::answer(&self.site, station), &payload, false, None)
+            queue(tx, &Waiting::of(topic::answer(&self.site, station), payload, REPLY_EXPIRY_S))
         })
     }
 }

@@ -25,11 +25,11 @@ pub use commitments::CommitmentRow;
 pub use outbox::OutboxRow;
 pub use reports::Settled;
 
-use outbox::queue;
+use outbox::{STUDY_EXPIRY_S, Waiting, queue};
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
@@ -177,6 +177,8 @@ pub struct Ledger {
     clock: clock::Source,
     elapsed: time::Elapsed,
     marked_ms: AtomicU64,
+    /// Something failed, and nothing could be written since.
+    failing: AtomicBool,
     key: [u8; 32],
     boot: u64,
     boot_id: String,
@@ -221,6 +223,7 @@ impl Ledger {
             clock,
             elapsed,
             marked_ms: AtomicU64::new(0),
+            failing: AtomicBool::new(false),
             key,
             boot,
             boot_id,
@@ -232,13 +235,33 @@ impl Ledger {
 
     /// One transaction: all of it, or on an error none.
     fn change<T>(&self, f: impl FnOnce(&Transaction) -> Result<T, LedgerError>) -> Result<T, LedgerError> {
-        let mut connection = self.lock();
-        let tx = connection
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(doing("begin a transaction"))?;
-        let result = f(&tx)?;
-        tx.commit().map_err(doing("commit a change"))?;
-        Ok(result)
+        let change = || {
+            let mut connection = self.lock();
+            let tx = connection
+                .transaction_with_behavior(TransactionBehavior::Immediate)
+                .map_err(doing("begin a transaction"))?;
+            let result = f(&tx)?;
+            tx.commit().map_err(doing("commit a change"))?;
+            Ok(result)
+        };
+        self.noted(change())
+    }
+
+    /// Whether the database fails: from the first error until a [`Ledger::tick`] could write again.
+    pub fn is_failing(&self) -> bool {
+        self.failing.load(Ordering::Relaxed)
+    }
+
+    fn recovered(&self) {
+        self.failing.store(false, Ordering::Relaxed);
+    }
+
+    /// Remembers a failure.
+    fn noted<T>(&self, result: Result<T, LedgerError>) -> Result<T, LedgerError> {
+        if result.is_err() {
+            self.failing.store(true, Ordering::Relaxed);
+        }
+        result
     }
 
     /// Every series, from a database that a daemon may be writing to; oldest first.
@@ -309,29 +332,29 @@ impl Ledger {
 
     /// Records a verdict with everything that follows from it, in one transaction.
     pub fn record(&self, verdict: &Verdict, record: &Record) -> Result<Recorded, LedgerError> {
-        let mut connection = self.lock();
-        let tx = connection
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(doing("begin a transaction"))?;
+        self.change(|tx| self.write_verdict(tx, verdict, record))
+    }
+
+    fn write_verdict(
+        &self,
+        tx: &Transaction,
+        verdict: &Verdict,
+        record: &Record,
+    ) -> Result<Recorded, LedgerError> {
         let study_ref = self.reference(verdict.study.as_str());
-        if evidence::is_late(&tx, verdict)? {
-            evidence::record_late(
-                &tx,
-                verdict,
-                record,
-                [&study_ref, &self.reference(verdict.series.as_str())],
-            )?;
-            tx.commit().map_err(doing("commit a late verdict"))?;
+        if evidence::is_late(tx, verdict)? {
+            let series_ref = self.reference(verdict.series.as_str());
+            evidence::record_late(tx, verdict, record, [&study_ref, &series_ref])?;
             return Ok(Recorded { study_ref, alert: None, late: true });
         }
-        evidence::keep_replaced(&tx, verdict, record.decided_wall_ms)?;
-        self.write_series(&tx, verdict, record, &study_ref)?;
-        let test = is_proof(&tx, verdict.study.as_str())?;
+        evidence::keep_replaced(tx, verdict, record.decided_wall_ms)?;
+        self.write_series(tx, verdict, record, &study_ref)?;
+        let test = is_proof(tx, verdict.study.as_str())?;
         if !test {
-            reports::queue(&tx, &self.subscription, verdict, record)?;
-            forwards::queue(&tx, &self.forward_rules, verdict, record, &study_ref)?;
+            reports::queue(tx, &self.subscription, verdict, record)?;
+            forwards::queue(tx, &self.forward_rules, verdict, record, &study_ref)?;
         }
-        let alert = self.write_alert(&tx, verdict, record, &study_ref)?;
+        let alert = self.write_alert(tx, verdict, record, &study_ref)?;
         if verdict.stage == Stage::Final {
             let document = StudyDisposition {
                 schema: "ichd.study/1".into(),
@@ -346,15 +369,14 @@ impl Ledger {
                 decided_at: clock::rfc3339(record.decided_wall_ms),
             };
             let payload = serde_json::to_string(&document).map_err(LedgerError::Document)?;
-            queue(&tx, &topic::study(&self.site, &study_ref), &payload, false, None)?;
+            queue(tx, &Waiting::of(topic::study(&self.site, &study_ref), payload, STUDY_EXPIRY_S))?;
             let body = json!({
                 "study_ref": study_ref, "series_ref": document.series_ref, "disposition": document.disposition,
                 "reason": document.reason, "revision": record.revision, "input_sha256": verdict.input_sha256,
                 "model_sha256": verdict.model.as_ref().map(|m| &m.sha256), "program": verdict.program,
             });
-            audit::append(&tx, "disposition", &body)?;
+            audit::append(tx, "disposition", &body)?;
         }
-        tx.commit().map_err(doing("commit a verdict"))?;
         Ok(Recorded { study_ref, alert, late: false })
     }
 

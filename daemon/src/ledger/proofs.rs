@@ -7,7 +7,7 @@ use rusqlite::{OptionalExtension, Transaction, params};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::alerts::{Stored, stored_by_id};
+use super::alerts::{Revision, stored_by_id};
 use super::{Ledger, LedgerError, audit, doing, integer};
 use crate::alert::document::AlertState;
 use crate::clock;
@@ -68,15 +68,17 @@ pub struct Proof {
 }
 
 impl Ledger {
-    /// Writes a proof down before it is sent. One that was cut off by a restart has failed.
+    /// Writes a proof down before it is sent. One that was cut off by a restart has failed, and its alert is closed.
     pub fn begin_proof(&self, study_uid: &str) -> Result<i64, LedgerError> {
         self.change(|tx| {
             let now = self.clock.read();
-            tx.execute(
-                "UPDATE proofs SET ended_ms = ?1, ended_elapsed_ms = ?2, failure = 'interrupted' WHERE ended_ms IS NULL",
-                params![integer(now.wall_ms), integer(self.elapsed_ms())],
-            )
-            .map_err(doing("write a proof of life"))?;
+            let interrupted = tx
+                .prepare("SELECT id FROM proofs WHERE ended_ms IS NULL")
+                .and_then(|mut s| s.query_map([], |r| r.get(0)).and_then(Iterator::collect::<Result<Vec<i64>, _>>))
+                .map_err(doing("read proofs of life"))?;
+            for id in interrupted {
+                self.end(tx, id, Some("interrupted"))?;
+            }
             tx.execute(
                 "INSERT INTO proofs (study_uid, begun_ms, begun_elapsed_ms, reached) VALUES (?1, ?2, ?3, 'begun')",
                 params![study_uid, integer(now.wall_ms), integer(self.elapsed_ms())],
@@ -111,55 +113,43 @@ impl Ledger {
         id.map_or(Ok(()), |id| self.proof_came_to(id, Reached::Broker))
     }
 
-    /// A station has answered; part of the receipt's transaction.
-    pub(super) fn proof_reached_station(
-        &self,
-        tx: &Transaction,
-        stored: &mut Stored,
-    ) -> Result<(), LedgerError> {
-        tx.execute(
-            "UPDATE proofs SET reached = 'station' WHERE alert_id = ?1 AND ended_ms IS NULL",
-            [&stored.document.alert_id],
-        )
-        .map_err(doing("write a proof of life"))?;
-        Ok(())
+    /// Its end; its alert, if it has raised one, is resolved and purged whatever came of it. A verdict that comes later
+    /// raises none.
+    pub fn end_proof(&self, id: i64, failure: Option<&str>) -> Result<Option<Proof>, LedgerError> {
+        self.change(|tx| self.end(tx, id, failure))
     }
 
-    /// Its end; its alert is resolved and purged whatever came of it.
-    pub fn end_proof(&self, id: i64, failure: Option<&str>) -> Result<Option<Proof>, LedgerError> {
-        self.change(|tx| {
-            let now = self.clock.read();
-            let changed = tx
-                .execute(
-                    "UPDATE proofs SET ended_ms = ?2, ended_elapsed_ms = ?3, failure = ?4 WHERE id = ?1 AND ended_ms IS NULL",
-                    params![id, integer(now.wall_ms), integer(self.elapsed_ms()), failure],
-                )
-                .map_err(doing("write a proof of life"))?;
-            if changed == 0 {
-                return proof(tx, "id = ?1", id);
-            }
-            let alert_id: Option<String> = tx
-                .query_row("SELECT alert_id FROM proofs WHERE id = ?1", [id], |r| r.get(0))
-                .map_err(doing("read proofs of life"))?;
-            if let Some(mut stored) = alert_id.map(|a| stored_by_id(tx, &a)).transpose()?.flatten() {
-                stored.document.state = AlertState::Resolved;
-                self.revise(tx, &mut stored, "proof_of_life", false, false)?;
-            }
-            let proof = proof(tx, "id = ?1", id)?;
-            let body = json!({"id": id, "reached": proof.as_ref().map(|p| p.reached), "failure": failure});
-            audit::append(tx, "proof_of_life", &body)?;
-            Ok(proof)
-        })
+    fn end(&self, tx: &Transaction, id: i64, failure: Option<&str>) -> Result<Option<Proof>, LedgerError> {
+        let changed = tx
+            .execute(
+                "UPDATE proofs SET ended_ms = ?2, ended_elapsed_ms = ?3, failure = ?4 WHERE id = ?1 AND ended_ms IS NULL",
+                params![id, integer(self.clock.read().wall_ms), integer(self.elapsed_ms()), failure],
+            )
+            .map_err(doing("write a proof of life"))?;
+        if changed == 0 {
+            return proof(tx, BY_ID, [id]);
+        }
+        let alert_id: Option<String> = tx
+            .query_row("SELECT alert_id FROM proofs WHERE id = ?1", [id], |r| r.get(0))
+            .map_err(doing("read proofs of life"))?;
+        if let Some(mut stored) = alert_id.map(|a| stored_by_id(tx, &a)).transpose()?.flatten() {
+            stored.document.state = AlertState::Resolved;
+            self.revise(tx, &mut stored, Revision::silent("alert_resolved"))?;
+        }
+        let proof = proof(tx, BY_ID, [id])?;
+        let body = json!({"id": id, "reached": proof.as_ref().map(|p| p.reached), "failure": failure});
+        audit::append(tx, "proof_of_life", &body)?;
+        Ok(proof)
     }
 
     /// How a proof stands.
     pub fn proof(&self, id: i64) -> Result<Option<Proof>, LedgerError> {
-        proof(&self.lock(), "id = ?1", id)
+        proof(&self.lock(), BY_ID, [id])
     }
 
     /// The last one that came to its end.
     pub fn last_proof(&self) -> Result<Option<Proof>, LedgerError> {
-        proof(&self.lock(), "ended_ms IS NOT NULL AND ?1 = ?1 ORDER BY id DESC LIMIT 1", 0)
+        proof(&self.lock(), "ended_ms IS NOT NULL ORDER BY id DESC LIMIT 1", [])
     }
 
     /// Since the last one that succeeded, ms.
@@ -177,7 +167,27 @@ impl Ledger {
     }
 }
 
-fn proof(connection: &rusqlite::Connection, condition: &str, id: i64) -> Result<Option<Proof>, LedgerError> {
+/// A station has answered; part of the receipt's transaction.
+pub(super) fn reached_station(tx: &Transaction, alert_id: &str) -> Result<(), LedgerError> {
+    let sql = "UPDATE proofs SET reached = 'station' WHERE alert_id = ?1 AND ended_ms IS NULL";
+    tx.execute(sql, [alert_id]).map(|_| ()).map_err(doing("write a proof of life"))
+}
+
+/// Whether a study is a proof of life that is over.
+pub(super) fn has_ended(tx: &Transaction, study_uid: &str) -> Result<bool, LedgerError> {
+    let sql = "SELECT count(*) FROM proofs WHERE study_uid = ?1 AND ended_ms IS NOT NULL";
+    tx.query_row(sql, [study_uid], |r| r.get::<_, i64>(0))
+        .map(|n| n > 0)
+        .map_err(doing("read proofs of life"))
+}
+
+const BY_ID: &str = "id = ?1";
+
+fn proof(
+    connection: &rusqlite::Connection,
+    condition: &str,
+    params: impl rusqlite::Params,
+) -> Result<Option<Proof>, LedgerError> {
     let sql = format!(
         "SELECT id, begun_ms, reached, ended_elapsed_ms - begun_elapsed_ms, failure FROM proofs WHERE {condition}"
     );
@@ -190,5 +200,5 @@ fn proof(connection: &rusqlite::Connection, condition: &str, id: i64) -> Result<
             failure: r.get(4)?,
         })
     };
-    connection.query_row(&sql, [id], read).optional().map_err(doing("read proofs of life"))
+    connection.query_row(&sql, params, read).optional().map_err(doing("read proofs of life"))
 }

@@ -19,7 +19,7 @@ pub struct Record {
     pub code: String,
     /// Keyed hash of the study.
     pub study_ref: String,
-    /// `raised`, `told`, or the verb of a person: `ack`, `claim`, `resolve` and so on.
+    /// `raised`, `told`, `escalated`, `withdrawn`, `expired`, or the verb of a person: `ack`, `decline` and so on.
     pub event: String,
     /// Where: a station, or nothing where the box itself acted.
     pub station: String,
@@ -27,7 +27,8 @@ pub struct Record {
     pub role: String,
     /// Who acted by name.
     pub user: String,
-    /// `received`, `displayed`, `sounded` for one who was told; the outcome for one who acted.
+    /// `received`, `displayed`, `sounded` for one who was told, a line each; the roles that were called by then; the
+    /// outcome for one who acted, and their reason.
     pub detail: String,
 }
 
@@ -42,15 +43,21 @@ pub fn list(state: &Path) -> Result<Vec<Record>, LedgerError> {
         "FROM alerts a JOIN (SELECT alert_id AS id, json_extract(document, '$.subject.ref') AS code,
         json_extract(document, '$.study.study_ref') AS ref FROM alerts
         WHERE json_extract(document, '$.kind') = 'finding') f ON f.id = a.alert_id";
+    // What was told and what the box did stands in the audit log, each with its own time; what people said and why, in
+    // the table of actions.
     let sql = format!(
-        "SELECT raised_ms AS at, alert_id, code, ref, 'raised' AS event, '' AS station, '' AS role, '' AS user,
-             json_extract(document, '$.stage') AS detail {findings}
-         UNION ALL
-         SELECT r.at_ms, r.alert_id, code, ref, 'told', r.station, r.role, '', r.stage
-             {findings} JOIN receipts r ON r.alert_id = a.alert_id
+        "SELECT u.at_ms AS at, a.alert_id, code, ref, e.word, json_extract(u.body, '$.station') AS station,
+             json_extract(u.body, '$.role') AS role, '' AS user,
+             CASE e.word WHEN 'escalated' THEN (SELECT group_concat(value, ' ') FROM json_each(u.body, '$.roles'))
+                 ELSE json_extract(u.body, '$.stage') END AS detail
+             {findings} JOIN audit u ON json_extract(u.body, '$.alert_id') = a.alert_id
+             JOIN (SELECT column1 AS event, column2 AS word FROM (VALUES
+                 ('alert_raised', 'raised'), ('alert_receipt', 'told'), ('alert_escalated', 'escalated'),
+                 ('alert_unheard', 'escalated'), ('alert_withdrawn', 'withdrawn'), ('alert_expired', 'expired'))) e
+             ON e.event = u.event
          UNION ALL
          SELECT c.at_ms, c.alert_id, code, ref, c.verb, c.station, c.role, c.user,
-             coalesce(c.value || ' ', '') || json_extract(c.reply, '$.code')
+             coalesce(c.value || ' ', '') || json_extract(c.reply, '$.code') || coalesce(': ' || nullif(c.reason, ''), '')
              {findings} JOIN actions c ON c.alert_id = a.alert_id
          ORDER BY 1, 2, 5"
     );

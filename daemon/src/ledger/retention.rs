@@ -1,6 +1,6 @@
 //! What may leave the spool. A row stays for good and says when its instances were purged.
 
-use rusqlite::{TransactionBehavior, params};
+use rusqlite::params;
 
 use super::{Ledger, LedgerError, doing, integer};
 
@@ -72,15 +72,11 @@ impl Ledger {
                  WHERE series_uid = ?1 AND decided_ms = ?2 AND stage = 'final' AND purged_ms IS NULL AND NOT ({OPEN})"
             ),
         };
-        let mut connection = self.lock();
-        let tx = connection
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(doing("begin a transaction"))?;
-        let n = tx
-            .execute(&sql, params![judged.series_uid, integer(judged.decided_ms), integer(at_ms)])
-            .map_err(doing("mark a purge"))?;
-        tx.commit().map_err(doing("mark a purge"))?;
-        Ok(n == 1)
+        self.change(|tx| {
+            tx.execute(&sql, params![judged.series_uid, integer(judged.decided_ms), integer(at_ms)])
+                .map(|n| n == 1)
+                .map_err(doing("mark a purge"))
+        })
     }
 
     /// Takes the mark back: the series was not what was judged any more, and stayed.

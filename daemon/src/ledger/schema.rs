@@ -11,8 +11,8 @@ pub const VERSION: i64 = MIGRATIONS.len() as i64;
 pub const READABLE_FROM: i64 = if REVIEWED.0 == VERSION { REVIEWED.1 } else { VERSION };
 
 /// The last version that was looked at, and the oldest whose programs may use it. 9 takes columns away that a program of
-/// 8 writes with every alert: after an update across it, the slot that returns refuses the database (78).
-const REVIEWED: (i64, i64) = (9, 9);
+/// 8 writes with every alert: after an update across it, the slot that returns refuses the database (78). 10 only adds.
+const REVIEWED: (i64, i64) = (10, 9);
 
 /// `MIGRATIONS[n]` takes version n to n + 1.
 pub const MIGRATIONS: &[&str] = &[
@@ -92,6 +92,16 @@ CREATE TABLE atna (seq INTEGER PRIMARY KEY AUTOINCREMENT, message TEXT NOT NULL)
     "
 ALTER TABLE alerts DROP COLUMN raised_boot_id;
 ALTER TABLE alerts DROP COLUMN raised_boot_ms;
+",
+    // Who was called and has it, beside whoever has it. How long the broker keeps a document. What is open, and what was
+    // decided last, is asked for every second.
+    "
+ALTER TABLE alerts ADD COLUMN begun_elapsed_ms INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE alerts ADD COLUMN heard_elapsed_ms INTEGER;
+UPDATE alerts SET begun_elapsed_ms = raised_elapsed_ms, heard_elapsed_ms = delivered_elapsed_ms;
+ALTER TABLE outbox ADD COLUMN expiry_s INTEGER;
+CREATE INDEX alerts_by_state ON alerts (state);
+CREATE INDEX series_by_decision ON series (decided_ms, study_uid);
 ",
 ];
 

@@ -56,9 +56,10 @@ impl Ledger {
         self.elapsed.base_ms + self.clock.read().boot_ms.saturating_sub(self.elapsed.opened_boot_ms)
     }
 
-    /// Leaves a mark if the last one is old: a write per second would wear the disk for nothing.
+    /// Leaves a mark if the last one is old: a write per second would wear the disk for nothing. While the database
+    /// fails it is tried each time: that it can be written is how its recovery shows.
     pub(super) fn keep_time_now_and_then(&self, tx: &Transaction) -> Result<(), LedgerError> {
-        if self.elapsed_ms() >= self.marked_ms.load(Ordering::Relaxed) + MARK_MS {
+        if self.is_failing() || self.elapsed_ms() >= self.marked_ms.load(Ordering::Relaxed) + MARK_MS {
             self.keep_time(tx)
         } else {
             Ok(())

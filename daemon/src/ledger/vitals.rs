@@ -1,8 +1,9 @@
 //! How things stand, and what people said of the alerts.
 
+use rusqlite::OptionalExtension;
 use serde::{Deserialize, Serialize};
 
-use super::alerts::Silence;
+use super::alerts::{OPEN, Silence};
 use super::{Ledger, LedgerError, doing, integer};
 use crate::alert::document::Alert;
 use crate::alert::inbound::Opinion;
@@ -42,13 +43,17 @@ pub struct Vitals {
 impl Ledger {
     /// Everything that status and heartbeat say of the ledger.
     pub fn vitals(&self) -> Result<Vitals, LedgerError> {
+        self.noted(self.read_vitals())
+    }
+
+    fn read_vitals(&self) -> Result<Vitals, LedgerError> {
         let open_alerts = self.open_alert_count()?;
         let oldest = if open_alerts == 0 { None } else { self.oldest_unacknowledged_ms()? };
         Ok(Vitals {
             open_alerts,
             oldest_unacknowledged_ms: oldest,
             last_proof_age_ms: self.last_proof_age_ms()?,
-            last_study_age_ms: self.last_decided_age_ms(),
+            last_study_age_ms: self.last_decided_age_ms()?,
             outbox_depth: self.outbox_depth()?,
             silence: self.silenced()?,
         })
@@ -56,10 +61,10 @@ impl Ledger {
 
     /// Alerts that wait for a person.
     pub fn open_alert_count(&self) -> Result<u64, LedgerError> {
-        self.number(
-            "SELECT count(*) FROM alerts WHERE state NOT IN ('resolved', 'withdrawn', 'expired')
-             AND study_uid NOT LIKE 'technical:%' AND study_uid NOT IN (SELECT study_uid FROM proofs)",
-        )
+        self.number(&format!(
+            "SELECT count(*) FROM alerts WHERE {OPEN}
+             AND study_uid NOT LIKE 'technical:%' AND study_uid NOT IN (SELECT study_uid FROM proofs)"
+        ))
     }
 
     /// Age of the oldest finding that nobody has acknowledged, ms.
@@ -96,9 +101,13 @@ impl Ledger {
     }
 
     /// Age of the last verdict by the wall clock, ms.
-    pub fn last_decided_age_ms(&self) -> Option<u64> {
+    pub fn last_decided_age_ms(&self) -> Result<Option<u64>, LedgerError> {
+        // From the newest backwards, in an index: verdicts are large, and there are many.
+        let sql = "SELECT decided_ms FROM series WHERE study_uid NOT IN (SELECT study_uid FROM proofs)
+                   ORDER BY decided_ms DESC LIMIT 1";
         let last =
-            self.number("SELECT coalesce(max(decided_ms), 0) FROM series WHERE study_uid NOT IN (SELECT study_uid FROM proofs)").ok().filter(|ms| *ms > 0)?;
-        Some(clock::wall_ms().saturating_sub(last))
+            self.lock().query_row(sql, [], |r| r.get::<_, i64>(0)).optional().map_err(doing("count"))?;
+        let last = last.map(i64::unsigned_abs).filter(|ms| *ms > 0);
+        Ok(last.map(|ms| clock::wall_ms().saturating_sub(ms)))
     }
 }

@@ -252,7 +252,7 @@ const WRITTEN: readonly [RegExp, string][] = [
   [/^expired: nobody acknowledged it$/, "已过期：无人确认"],
   [/^closed by time$/, "到时自动关闭"],
   [/^resolved: (.*)$/, "已关闭：$1"],
-  [/^no station has shown alert (\S+) after (\d+) s$/, "提醒 $1 在 $2 秒后仍未在任何站点显示"],
+  [/^no station that was called has shown alert (\S+) after (\d+) s$/, "提醒 $1 在 $2 秒后仍未在任何被呼叫的站点显示"],
   [/^alert (\S+) expired without an acknowledgement$/, "提醒 $1 已过期，无人确认"],
   [/^studies are refused \(A700\): (\d+) MB are free$/, "拒收检查（A700）：剩余 $1 MB"],
   // What follows the colon is for who repairs the box.

@@ -19,7 +19,7 @@ const MANY = [
   waiting("01M2", { priority: 2, stage: "provisional", subject: { ref: "T4T-11" }, age_ms: 300_000, state: "escalated", addendum: ["declined by Wang Fang, icu-2"] }),
   waiting("01M3", { subject: { ref: "P9W-83" }, state: "acknowledged", ack: { station: "icu-2", user: "Wang Fang" }, claimed_by: { station: "icu-2", user: "Wang Fang" } }),
   waiting("01M4", { subject: { ref: "Q2M-55" }, state: "withdrawn" }),
-  waiting("01M5", { kind: "technical", priority: 2, subject: { ref: "" }, finding: null, technical: { code: "nobody_listening", text: "no station has shown alert Q2M-55 after 10 s" } }),
+  waiting("01M5", { kind: "technical", priority: 2, subject: { ref: "" }, finding: null, technical: { code: "nobody_listening", text: "no station that was called has shown alert Q2M-55 after 10 s" } }),
 ];
 const STORM = Array.from({ length: 14 }, (_, n) => waiting(`01S${n}`, { group: "01S0", subject: { ref: `S7X-${20 + n}` }, age_ms: 1_000 * n }));
 

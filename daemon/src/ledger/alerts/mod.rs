@@ -4,64 +4,70 @@
 //! verdict ([`Ledger::record`]), a station's receipt, a person's action, or time ([`Ledger::tick`]). Each is one
 //! transaction with its audit row, the new revision and its place in the outbox.
 
+mod due;
+mod people;
 mod policy;
 mod row;
 mod silence;
+mod technical;
 
+pub use people::{Heard, Speaker};
 pub use policy::{Policy, Shift};
-pub(super) use row::{MIGRATION, Stored, is_waiting, open_alerts, receipts, stored_by_id};
+pub(super) use row::{
+    MIGRATION, OPEN, Stored, closed_since, is_waiting, open_alerts, receipts, stored_by_id,
+};
 pub use silence::Silence;
 pub(super) use silence::silenced;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::{OptionalExtension, Transaction, params};
+use serde::Serialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use row::{Behind, open_alerts_that, stage_name, stored};
+use row::{Behind, stored};
 
-use super::{Ledger, LedgerError, Record, audit, count, doing, integer, stage_text, ulid};
-use crate::alert::action::{self, Effect};
+use super::{Ledger, LedgerError, Record, audit, count, doing, integer, proofs, stage_text, ulid};
 use crate::alert::document::{
     Alert, AlertFinding, AlertState, AlertTimings, ClockInfo, DISCLAIMER, Escalation, Kind, Quality,
-    StudyInfo, Subject, Technical,
+    StudyInfo, Subject,
 };
-use crate::alert::inbound::{ActionCode, ActionMessage, ActionResult, ReceiptMessage, Reply};
-use crate::alert::ladder::{self, Due, EVERYONE, Limits, Standing};
+use crate::alert::ladder::EVERYONE;
 use crate::alert::lifecycle::{self, Change};
+use crate::assemble::Flag;
 use crate::clock;
 use crate::config::Profile;
-use crate::decide::{Disposition, Finding, NamedScores, Stage, Verdict};
+use crate::decide::{Disposition, Finding, NamedScores, Side, Stage, Tier, Verdict};
 use crate::hex;
 use crate::infer::Class;
 
-/// After a closed alert was sent a last time, stations may still ask for it for that long, s.
-pub const CLOSED_EXPIRY_S: u32 = 3_600;
-/// How long a claim holds the ladder, ms.
-const CLAIM_HOLD_MS: u64 = 180_000;
 /// Alerts raised within [`STORM_MS`] beyond which the next ones form a group that sounds once.
 const STORM_MAX: u64 = 10;
 const STORM_MS: u64 = 600_000;
 
-/// What a receipt led to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Heard {
-    /// No such alert: an old retained message of a station, or nonsense.
-    UnknownAlert,
-    /// Written down.
-    Noted,
-    /// The first one: the alert is delivered.
-    Delivered,
+/// A change of an alert, as the audit log names it and as receivers take it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Revision {
+    event: &'static str,
+    /// A person must have seen it to act on the alert.
+    substance: bool,
+    /// It shall sound again.
+    sounds: bool,
 }
 
-/// A station as the daemon knows it when it speaks.
-#[derive(Debug, Clone, Copy)]
-pub struct Speaker<'a> {
-    /// Its name: the topic level, which the broker's ACL binds to its certificate.
-    pub station: &'a str,
-    /// Whom it serves.
-    pub role: &'a str,
+impl Revision {
+    pub(super) fn silent(event: &'static str) -> Self {
+        Revision { event, substance: false, sounds: false }
+    }
+
+    fn sounding(event: &'static str) -> Self {
+        Revision { event, substance: false, sounds: true }
+    }
+
+    fn news(event: &'static str) -> Self {
+        Revision { event, substance: true, sounds: true }
+    }
 }
 
 impl Ledger {
@@ -74,6 +80,10 @@ impl Ledger {
         study_ref: &str,
     ) -> Result<Option<(String, u64)>, LedgerError> {
         let mut stored = stored(tx, verdict.study.as_str())?;
+        if stored.is_none() && proofs::has_ended(tx, verdict.study.as_str())? {
+            // Nobody waits for it any more, and nobody would end what it raises.
+            return Ok(None);
+        }
         let existing = stored.as_ref().map(Stored::existing);
         let news = content(verdict);
         let Some(change) = lifecycle::change(existing.as_ref(), verdict, &news) else { return Ok(None) };
@@ -98,8 +108,10 @@ impl Ledger {
         } else if change == Change::Withdraw {
             stored.raised_by.remove(&verdict.series);
         }
-        // The document says what the most urgent series behind it says; of equals, the one that spoke first.
-        let speaks = stored.raised_by.iter().min_by_key(|(_, b)| (b.priority, b.nth));
+        // The document says what the most urgent series behind it says; of equals, one that is complete, then the one
+        // that spoke first.
+        let speaks =
+            stored.raised_by.iter().min_by_key(|(_, b)| (b.priority, b.stage == Stage::Provisional, b.nth));
         let speaks = speaks.map(|(series, behind)| (series.clone(), behind.clone()));
         let document = &mut stored.document;
         let before = (document.priority, document.finding.subtypes.clone(), document.state);
@@ -117,11 +129,14 @@ impl Ledger {
             (_, Some((series, behind))) => {
                 if document.state == AlertState::Withdrawn {
                     document.state = AlertState::Raised;
-                    document.ack = None;
+                    (document.ack, document.claimed_by) = (None, None);
                     document.addendum.push("suspected again after it was withdrawn".into());
                 }
-                // A provisional look never turns a final alert provisional again.
-                let back = document.stage == Stage::Final && behind.stage == Stage::Provisional && !fresh;
+                // A provisional look never turns a final alert provisional again; one that was taken back is none.
+                let back = document.stage == Stage::Final
+                    && behind.stage == Stage::Provisional
+                    && before.2 != AlertState::Withdrawn
+                    && !fresh;
                 let same = document.finding == behind.finding && document.stage == behind.stage;
                 if !fresh && document.state == before.2 && (back || same) {
                     // Stands behind it, and changes nothing of what it says.
@@ -160,11 +175,12 @@ impl Ledger {
         {
             // Whoever took it, or was done with it, knew of something less urgent.
             stored.document.state = AlertState::Raised;
-            stored.document.ack = None;
+            (stored.document.ack, stored.document.claimed_by) = (None, None);
             stored.document.addendum.push("more urgent than when it was taken".into());
             self.begin_ladder(stored);
         }
-        self.revise(tx, stored, event, substance, fresh || raised_again || priority_rose)?;
+        let sounds = fresh || raised_again || priority_rose;
+        self.revise(tx, stored, Revision { event, substance, sounds })?;
         Ok(Some((stored.document.alert_id.clone(), stored.document.rev)))
     }
 
@@ -290,7 +306,9 @@ impl Ledger {
             next_step_at_ms: None,
             sent_elapsed_ms: 0,
             resends: 0,
+            begun_elapsed_ms: 0,
             delivered_elapsed_ms: None,
+            heard_elapsed_ms: None,
             content_rev: 0,
             called_unheard: false,
         };
@@ -314,7 +332,8 @@ impl Ledger {
                 stored.next_step_at_ms = None;
             }
         }
-        (stored.called_unheard, stored.delivered_elapsed_ms) = (false, None);
+        stored.begun_elapsed_ms = self.elapsed_ms();
+        (stored.called_unheard, stored.delivered_elapsed_ms, stored.heard_elapsed_ms) = (false, None, None);
     }
 
     /// The next step, now.
@@ -323,6 +342,13 @@ impl Ledger {
         let escalation = &mut stored.document.escalation;
         let ladder = self.policy.ladder_named(&escalation.policy);
         escalation.step += 1;
+        if stored.document.state != AlertState::Acknowledged {
+            stored.document.state = AlertState::Escalated;
+        }
+        if stored.document.kind != Kind::Finding {
+            // Everybody is told of these from the beginning.
+            return;
+        }
         escalation.roles = ladder.roles(escalation.step);
         // A step taken early does not bring the next one forward beyond its own distance.
         let distance = match (ladder.next_at_ms(escalation.step), ladder.next_at_ms(escalation.step - 1)) {
@@ -330,28 +356,23 @@ impl Ledger {
             _ => None,
         };
         stored.next_step_at_ms = distance.map(|ms| age + ms);
-        if stored.document.state != AlertState::Acknowledged {
-            stored.document.state = AlertState::Escalated;
-        }
     }
 
-    /// A new revision: audit row, alert row, outbox row. `substance`: what a person must have seen to act on it.
+    /// A new revision: audit row, alert row, outbox row.
     pub(super) fn revise(
         &self,
         tx: &Transaction,
         stored: &mut Stored,
-        event: &str,
-        substance: bool,
-        sounds: bool,
+        revision: Revision,
     ) -> Result<(), LedgerError> {
         let document = &mut stored.document;
         document.rev += 1;
         document.seq = count(tx, "seq")?;
         document.boot = self.boot;
-        if substance {
+        if revision.substance {
             stored.content_rev = document.rev;
         }
-        if sounds {
+        if revision.sounds {
             document.sound_rev = document.rev;
         }
         if !document.state.is_open() || document.state == AlertState::Acknowledged {
@@ -364,272 +385,10 @@ impl Ledger {
             "step": document.escalation.step, "roles": document.escalation.roles,
             "code": document.technical.as_ref().map(|t| &t.code),
         });
-        audit::append(tx, event, &body)?;
+        audit::append(tx, revision.event, &body)?;
         stored.save(tx)?;
         self.enqueue(tx, &stored.document)?;
         self.keep_time(tx)
-    }
-
-    /// A station says that it has an alert.
-    pub fn receipt(&self, speaker: Speaker, receipt: &ReceiptMessage) -> Result<Heard, LedgerError> {
-        self.change(|tx| {
-            let Some(mut stored) = stored_by_id(tx, &receipt.alert_id)? else { return Ok(Heard::UnknownAlert) };
-            let now = self.clock.read();
-            let rev = receipt.rev.min(stored.document.rev);
-            let known = receipts(tx, &receipt.alert_id)?.into_iter().find(|r| r.station == speaker.station);
-            let stage = known.as_ref().map_or(receipt.stage, |r| r.stage.max(receipt.stage));
-            if known.as_ref().is_some_and(|r| r.rev >= rev && r.stage == stage && r.role == speaker.role) {
-                return Ok(Heard::Noted);
-            }
-            let rev = known.as_ref().map_or(rev, |r| r.rev.max(rev));
-            tx.execute(
-                "INSERT INTO receipts VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
-                 ON CONFLICT (alert_id, station) DO UPDATE SET role = ?3, stage = ?4, rev = ?5",
-                params![receipt.alert_id, speaker.station, speaker.role, stage_name(stage), integer(rev), integer(now.wall_ms), integer(self.elapsed_ms())],
-            )
-            .map_err(doing("write a receipt"))?;
-            if known.as_ref().is_none_or(|r| r.stage < stage) {
-                let body = json!({"alert_id": receipt.alert_id, "rev": rev, "station": speaker.station, "role": speaker.role, "stage": stage});
-                audit::append(tx, "alert_receipt", &body)?;
-            }
-            if stored.document.kind == Kind::Test {
-                self.proof_reached_station(tx, &mut stored)?;
-                return Ok(Heard::Delivered);
-            }
-            if stored.delivered_elapsed_ms.is_some() || !stored.document.state.is_open() {
-                return Ok(Heard::Noted);
-            }
-            stored.delivered_elapsed_ms = Some(self.elapsed_ms());
-            if stored.document.state == AlertState::Raised {
-                stored.document.state = AlertState::Delivered;
-            }
-            // Further receipts make no revision: each would be answered by receipts again.
-            self.revise(tx, &mut stored, "alert_delivered", false, false)?;
-            if stored.document.kind == Kind::Finding {
-                self.clear_technical(tx, "nobody_listening", "a station has answered")?;
-            }
-            Ok(Heard::Delivered)
-        })
-    }
-
-    /// A person did something. Idempotent: an `action_id` that was seen gets its first answer again.
-    pub fn act(&self, speaker: Speaker, action: &ActionMessage, allowed: bool) -> Result<Reply, LedgerError> {
-        self.change(|tx| {
-            let first: Option<String> = tx
-                .query_row("SELECT reply FROM actions WHERE action_id = ?1 AND station = ?2", [&action.action_id, speaker.station], |r| r.get(0))
-                .optional()
-                .map_err(doing("read actions"))?;
-            if let Some(first) = first {
-                let mut reply: Reply = serde_json::from_str(&first).map_err(LedgerError::Document)?;
-                if reply.result == ActionResult::Accepted {
-                    reply.result = ActionResult::Duplicate;
-                }
-                return Ok(reply);
-            }
-            let now = self.clock.read();
-            let at = clock::rfc3339(now.wall_ms);
-            let mut stored = stored_by_id(tx, &action.alert_id)?;
-            let late = action.expires_at.as_deref().and_then(clock::parse_rfc3339).is_some_and(|t| t < now.wall_ms);
-            let outcome = match &mut stored {
-                _ if !allowed => Err((ActionCode::NotAllowed, "this station is not enrolled here (alert.stations)".to_owned())),
-                // A box whose own clock is wrong must not refuse people; the broker's expiry holds then.
-                _ if late && now.synced == Some(true) => Err((ActionCode::Expired, "the action came too late".to_owned())),
-                None => Err((ActionCode::UnknownAlert, "no such alert".to_owned())),
-                Some(stored) => action::apply(&mut stored.document, stored.content_rev, action, speaker.station, &at),
-            };
-            let taken = tx
-                .query_row("SELECT count(*) FROM actions WHERE action_id = ?1", [&action.action_id], |r| r.get::<_, i64>(0))
-                .map_err(doing("read actions"))?;
-            let outcome = if taken > 0 { Err((ActionCode::BadRequest, "another station has used this action_id".to_owned())) } else { outcome };
-            let (result, code, message) = match &outcome {
-                Ok(_) => (ActionResult::Accepted, ActionCode::Ok, String::new()),
-                Err((code, words)) => (ActionResult::Refused, *code, words.clone()),
-            };
-            let body = json!({
-                "action_id": action.action_id, "alert_id": action.alert_id, "rev": action.rev, "verb": action.verb,
-                "station": speaker.station, "role": speaker.role, "user": action.user.trim(), "code": code,
-            });
-            audit::append(tx, "action", &body)?;
-            if let (Ok(effect), Some(stored)) = (&outcome, &mut stored) {
-                self.take_effect(tx, stored, *effect)?;
-            }
-            let reply = Reply {
-                schema: "ichd.reply/1".into(),
-                action_id: action.action_id.clone(),
-                alert_id: action.alert_id.clone(),
-                result,
-                code,
-                message,
-                rev: stored.as_ref().map_or(0, |s| s.document.rev),
-            };
-            if taken == 0 && code != ActionCode::NotAllowed {
-                let text = |v: &serde_json::Value| v.as_str().map(str::to_owned);
-                tx.execute(
-                    "INSERT INTO actions VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-                    params![
-                        action.action_id, action.alert_id, speaker.station, speaker.role, action.user.trim(),
-                        text(&json!(action.verb)), text(&json!(action.feedback)), action.reason, integer(action.rev),
-                        serde_json::to_string(&reply).map_err(LedgerError::Document)?, integer(now.wall_ms),
-                    ],
-                )
-                .map_err(doing("write an action"))?;
-            }
-            Ok(reply)
-        })
-    }
-
-    fn take_effect(&self, tx: &Transaction, stored: &mut Stored, effect: Effect) -> Result<(), LedgerError> {
-        let age = self.elapsed_ms().saturating_sub(stored.raised_elapsed_ms);
-        // A person at a station has seen it, whether or not a receipt came through.
-        stored.delivered_elapsed_ms.get_or_insert(self.elapsed_ms());
-        let (event, sounds) = match effect {
-            Effect::None => ("alert_feedback", false),
-            Effect::Hold => {
-                stored.next_step_at_ms = stored.next_step_at_ms.map(|at| at.max(age + CLAIM_HOLD_MS));
-                ("alert_claimed", false)
-            }
-            Effect::Resume => {
-                let ladder = self.policy.ladder_named(&stored.document.escalation.policy);
-                let planned = ladder.next_at_ms(stored.document.escalation.step);
-                stored.next_step_at_ms = planned.map(|at| at.max(age));
-                ("alert_released", false)
-            }
-            Effect::StepNow => {
-                self.step_up(stored);
-                ("alert_escalated", true)
-            }
-            Effect::Stop => ("alert_acknowledged", false),
-            Effect::Purge => ("alert_resolved", false),
-        };
-        self.revise(tx, stored, event, false, sounds)
-    }
-
-    /// Does everything that is due; returns how many alerts changed or go out again.
-    pub fn tick(&self) -> Result<usize, LedgerError> {
-        self.change(|tx| {
-            let mut done = 0;
-            for mut stored in self.possibly_due(tx)? {
-                let standing = self.standing(tx, &stored)?;
-                let Some(due) = ladder::due(&stored.document, &standing, self.policy.limits) else {
-                    continue;
-                };
-                done += 1;
-                match due {
-                    Due::Unheard => {
-                        stored.called_unheard = true;
-                        self.step_up(&mut stored);
-                        self.revise(tx, &mut stored, "alert_unheard", false, true)?;
-                        let text = format!(
-                            "no station has shown alert {} after {} s",
-                            stored.document.subject.r#ref,
-                            standing.age_ms / 1000
-                        );
-                        self.set_technical(tx, "nobody_listening", &text)?;
-                    }
-                    Due::Step => {
-                        self.step_up(&mut stored);
-                        self.revise(tx, &mut stored, "alert_escalated", false, true)?;
-                    }
-                    Due::Resend => {
-                        (stored.sent_elapsed_ms, stored.resends) =
-                            (self.elapsed_ms(), stored.resends.saturating_add(1));
-                        stored.save(tx)?;
-                        self.enqueue(tx, &stored.document)?;
-                    }
-                    Due::Expire => {
-                        stored.document.state = AlertState::Expired;
-                        stored.document.addendum.push("expired: nobody acknowledged it".into());
-                        self.revise(tx, &mut stored, "alert_expired", false, false)?;
-                        let text = format!(
-                            "alert {} expired without an acknowledgement",
-                            stored.document.subject.r#ref
-                        );
-                        self.set_technical(tx, "expired_unacknowledged", &text)?;
-                    }
-                    Due::Close => {
-                        stored.document.state = AlertState::Resolved;
-                        stored.document.addendum.push("closed by time".into());
-                        self.revise(tx, &mut stored, "alert_resolved", false, false)?;
-                    }
-                }
-            }
-            self.keep_time_now_and_then(tx)?;
-            Ok(done)
-        })
-    }
-
-    /// Open alerts of which something may be due; a storm of others costs nothing.
-    fn possibly_due(&self, tx: &Transaction) -> Result<Vec<Stored>, LedgerError> {
-        let Limits { receipt_ms, expiry_ms } = self.policy.limits;
-        let condition = "AND (raised_elapsed_ms + next_step_at_ms <= ?1 OR sent_elapsed_ms + ?2 <= ?1
-             OR delivered_elapsed_ms + ?4 <= ?1
-             OR (delivered_elapsed_ms IS NULL AND NOT called_unheard AND raised_elapsed_ms + ?3 <= ?1))";
-        let limits = [self.elapsed_ms(), ladder::RESEND_MIN_MS, receipt_ms, expiry_ms].map(integer);
-        open_alerts_that(tx, condition, &limits)
-    }
-
-    fn standing(&self, tx: &Transaction, stored: &Stored) -> Result<Standing, LedgerError> {
-        let now = self.elapsed_ms();
-        let heard = receipts(tx, &stored.document.alert_id)?;
-        let has = |role: &String| {
-            let mut of_rev = heard.iter().filter(|r| r.rev >= stored.content_rev);
-            of_rev.any(|r| role == EVERYONE || r.role == *role)
-        };
-        // The last transmission may still wait for the broker; it is not lost before it was sent.
-        let waits = is_waiting(tx, &stored.document.alert_id)?;
-        Ok(Standing {
-            age_ms: now.saturating_sub(stored.raised_elapsed_ms),
-            next_step_at_ms: stored.next_step_at_ms,
-            since_sent_ms: if waits { 0 } else { now.saturating_sub(stored.sent_elapsed_ms) },
-            resends: stored.resends,
-            since_delivered_ms: stored.delivered_elapsed_ms.map(|at| now.saturating_sub(at)),
-            heard_by_all: stored.document.escalation.roles.iter().all(has),
-            called_unheard: stored.called_unheard,
-        })
-    }
-
-    /// Raises trouble of the box, once per code while it is open.
-    pub fn raise_technical(&self, code: &str, text: &str) -> Result<(), LedgerError> {
-        self.change(|tx| self.set_technical(tx, code, text))
-    }
-
-    /// The trouble is over.
-    pub fn resolve_technical(&self, code: &str, text: &str) -> Result<(), LedgerError> {
-        self.change(|tx| self.clear_technical(tx, code, text))
-    }
-
-    pub(super) fn set_technical(&self, tx: &Transaction, code: &str, text: &str) -> Result<(), LedgerError> {
-        let subject = format!("technical:{code}");
-        if let Some(old) = stored(tx, &subject)? {
-            if old.document.state.is_open() {
-                return Ok(());
-            }
-            // A new occasion is a new alert; the row of the old one makes room, its audit rows stay.
-            tx.execute(
-                "UPDATE alerts SET study_uid = ?2 WHERE study_uid = ?1",
-                params![subject, format!("{subject}:{}", old.document.alert_id)],
-            )
-            .map_err(doing("write an alert"))?;
-        }
-        let mut alert = self.new_alert(tx, &subject, Kind::Technical)?;
-        alert.document.technical = Some(Technical { code: code.into(), text: text.into() });
-        alert.document.subject.r#ref = code.into();
-        self.revise(tx, &mut alert, "alert_raised", true, true)
-    }
-
-    pub(super) fn clear_technical(
-        &self,
-        tx: &Transaction,
-        code: &str,
-        text: &str,
-    ) -> Result<(), LedgerError> {
-        let Some(mut alert) = stored(tx, &format!("technical:{code}"))? else { return Ok(()) };
-        if !alert.document.state.is_open() {
-            return Ok(());
-        }
-        alert.document.state = AlertState::Resolved;
-        alert.document.addendum.push(text.into());
-        self.revise(tx, &mut alert, "alert_resolved", false, false)
     }
 
     /// A short code to say on the phone: letters and digits that cannot be mistaken for one another; no two open alerts
@@ -651,21 +410,34 @@ fn spoken(hash: &[u8; 32]) -> String {
     format!("{}{}{}-{}{}", letter(20), digit(21), letter(22), digit(23), digit(24))
 }
 
-/// Hash of what is news: while slices still arrive only type, side and urgency; in the end everything.
+/// What is news: while slices still arrive only type, side and urgency; in the end everything.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Content<'a> {
+    Provisional { subtypes: &'a [Class], side: Option<Side>, tier: &'a Tier },
+    Final { finding: &'a Finding, flags: &'a [Flag], scores: Option<NamedScores>, instances: usize },
+}
+
+/// Number of the form of [`Content`]. A new one costs nothing but a look: what a verdict says again in the new form is
+/// compared with the document itself.
+const CONTENT: u32 = 2;
+
+/// Names what is news: a hash that survives a change of the program.
 fn content(verdict: &Verdict) -> String {
-    let text = match (&verdict.disposition, verdict.stage) {
+    let content = match (&verdict.disposition, verdict.stage) {
         (Disposition::Suspected(f), Stage::Provisional) => {
-            format!("provisional {:?} {:?} {:?}", f.subtypes, f.side, f.tier)
+            Content::Provisional { subtypes: &f.subtypes, side: f.side, tier: &f.tier }
         }
-        (Disposition::Suspected(f), Stage::Final) => format!(
-            "final {} {:?} {:?} {}",
-            serde_json::to_string(f).unwrap_or_default(),
-            verdict.flags,
-            verdict.scores,
-            verdict.instances
-        ),
-        (other, _) => other.why().map_or_else(String::new, |why| why.code().to_owned()),
+        (Disposition::Suspected(f), Stage::Final) => Content::Final {
+            finding: f,
+            flags: &verdict.flags,
+            scores: verdict.scores.as_ref().map(NamedScores::from),
+            instances: verdict.instances,
+        },
+        // As it was before there was a number: an open alert has said this once, whatever program said it.
+        (other, _) => return hex(&Sha256::digest(other.why().map_or("", |why| why.code()))),
     };
+    let text = serde_json::to_string(&(CONTENT, content)).unwrap_or_default();
     hex(&Sha256::digest(text))
 }
 

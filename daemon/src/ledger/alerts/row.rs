@@ -9,6 +9,7 @@ use serde_json::json;
 use super::super::{LedgerError, doing, integer, stage_text};
 use crate::alert::document::{Alert, AlertFinding, Quality, Receipt};
 use crate::alert::inbound::ReceiptStage;
+use crate::alert::ladder::EVERYONE;
 use crate::alert::lifecycle::Existing;
 use crate::clock;
 use crate::decide::Stage;
@@ -100,16 +101,22 @@ pub(in crate::ledger) struct Stored {
     pub(super) next_step_at_ms: Option<u64>,
     pub(super) sent_elapsed_ms: u64,
     pub(super) resends: u32,
+    /// When the ladder began, from which a receipt is due.
+    pub(super) begun_elapsed_ms: u64,
+    /// When a station first had it, whoever looks there.
     pub(super) delivered_elapsed_ms: Option<u64>,
+    /// When a station of a role that was called first had it.
+    pub(super) heard_elapsed_ms: Option<u64>,
     pub(super) content_rev: u64,
     pub(super) called_unheard: bool,
 }
 
-const COLUMNS: &str =
-    "study_uid, document, raised_by, content, raised_ms, raised_elapsed_ms, next_step_at_ms,
-     sent_elapsed_ms, resends, delivered_elapsed_ms, content_rev, called_unheard";
-
 impl Stored {
+    /// Whether the ladder has called this role by now.
+    pub(super) fn calls(&self, role: &str) -> bool {
+        self.document.escalation.roles.iter().any(|called| called == EVERYONE || called == role)
+    }
+
     pub(super) fn existing(&self) -> Existing {
         Existing {
             state: self.document.state,
@@ -125,11 +132,12 @@ impl Stored {
         tx.execute(
             "INSERT INTO alerts (study_uid, alert_id, rev, state, stage, raised_by, content, document, raised_ms,
                  raised_elapsed_ms, next_step_at_ms, sent_elapsed_ms, resends,
-                 delivered_elapsed_ms, content_rev, called_unheard)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
+                 delivered_elapsed_ms, content_rev, called_unheard, begun_elapsed_ms, heard_elapsed_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)
              ON CONFLICT (study_uid) DO UPDATE SET rev = ?3, state = ?4, stage = ?5, raised_by = ?6, content = ?7,
                  document = ?8, next_step_at_ms = ?11, sent_elapsed_ms = ?12, resends = ?13,
-                 delivered_elapsed_ms = ?14, content_rev = ?15, called_unheard = ?16",
+                 delivered_elapsed_ms = ?14, content_rev = ?15, called_unheard = ?16, begun_elapsed_ms = ?17,
+                 heard_elapsed_ms = ?18",
             params![
                 self.subject,
                 document.alert_id,
@@ -147,6 +155,8 @@ impl Stored {
                 self.delivered_elapsed_ms.map(integer),
                 integer(self.content_rev),
                 self.called_unheard,
+                integer(self.begun_elapsed_ms),
+                self.heard_elapsed_ms.map(integer),
             ],
         )
         .map(|_| ())
@@ -154,52 +164,75 @@ impl Stored {
     }
 }
 
-/// Columns as SQLite gives them; the documents in it are read outside of SQLite's own error type.
-struct Raw(String, String, String, Stored0);
-type Stored0 = (String, i64, i64, Option<i64>, i64, u32, Option<i64>, i64, bool);
+/// A row as SQLite gives it; the documents in it are read outside of SQLite's own error type.
+struct Raw {
+    subject: String,
+    alert_id: String,
+    document: String,
+    raised_by: String,
+    content: String,
+    raised_wall_ms: u64,
+    raised_elapsed_ms: u64,
+    next_step_at_ms: Option<u64>,
+    sent_elapsed_ms: u64,
+    resends: u32,
+    begun_elapsed_ms: u64,
+    delivered_elapsed_ms: Option<u64>,
+    heard_elapsed_ms: Option<u64>,
+    content_rev: u64,
+    called_unheard: bool,
+}
 
 fn raw(row: &Row) -> rusqlite::Result<Raw> {
-    let rest = (
-        row.get(3)?,
-        row.get(4)?,
-        row.get(5)?,
-        row.get(6)?,
-        row.get(7)?,
-        row.get(8)?,
-        row.get(9)?,
-        row.get(10)?,
-        row.get(11)?,
-    );
-    Ok(Raw(row.get(0)?, row.get(1)?, row.get(2)?, rest))
+    let number = |name: &str| Ok::<_, rusqlite::Error>(row.get::<_, i64>(name)?.unsigned_abs());
+    let maybe =
+        |name: &str| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(name)?.map(i64::unsigned_abs));
+    Ok(Raw {
+        subject: row.get("study_uid")?,
+        alert_id: row.get("alert_id")?,
+        document: row.get("document")?,
+        raised_by: row.get("raised_by")?,
+        content: row.get("content")?,
+        raised_wall_ms: number("raised_ms")?,
+        raised_elapsed_ms: number("raised_elapsed_ms")?,
+        next_step_at_ms: maybe("next_step_at_ms")?,
+        sent_elapsed_ms: number("sent_elapsed_ms")?,
+        resends: row.get("resends")?,
+        begun_elapsed_ms: number("begun_elapsed_ms")?,
+        delivered_elapsed_ms: maybe("delivered_elapsed_ms")?,
+        heard_elapsed_ms: maybe("heard_elapsed_ms")?,
+        content_rev: number("content_rev")?,
+        called_unheard: row.get("called_unheard")?,
+    })
 }
 
 impl Raw {
     fn read(self) -> Result<Stored, LedgerError> {
-        let Raw(subject, document, raised_by, rest) = self;
-        // The first version kept the names of the series only; what they said follows with their next verdict.
-        let raised_by = serde_json::from_str(&raised_by).unwrap_or_default();
-        let (content, raised, raised_elapsed, next, sent, resends, delivered, content_rev, called_unheard) =
-            rest;
         Ok(Stored {
-            subject,
-            document: serde_json::from_str(&document).map_err(LedgerError::Document)?,
-            raised_by,
-            content,
-            raised_wall_ms: raised.unsigned_abs(),
-            raised_elapsed_ms: raised_elapsed.unsigned_abs(),
-            next_step_at_ms: next.map(i64::unsigned_abs),
-            sent_elapsed_ms: sent.unsigned_abs(),
-            resends,
-            delivered_elapsed_ms: delivered.map(i64::unsigned_abs),
-            content_rev: content_rev.unsigned_abs(),
-            called_unheard,
+            subject: self.subject,
+            document: serde_json::from_str(&self.document).map_err(LedgerError::Document)?,
+            // The first version kept the names of the series only; what they said follows with their next verdict.
+            raised_by: serde_json::from_str(&self.raised_by).unwrap_or_default(),
+            content: self.content,
+            raised_wall_ms: self.raised_wall_ms,
+            raised_elapsed_ms: self.raised_elapsed_ms,
+            next_step_at_ms: self.next_step_at_ms,
+            sent_elapsed_ms: self.sent_elapsed_ms,
+            resends: self.resends,
+            begun_elapsed_ms: self.begun_elapsed_ms.max(self.raised_elapsed_ms),
+            delivered_elapsed_ms: self.delivered_elapsed_ms,
+            heard_elapsed_ms: self.heard_elapsed_ms,
+            content_rev: self.content_rev,
+            called_unheard: self.called_unheard,
         })
     }
 }
 
 pub(super) fn stored(tx: &Transaction, subject: &str) -> Result<Option<Stored>, LedgerError> {
-    let sql = format!("SELECT {COLUMNS} FROM alerts WHERE study_uid = ?1");
-    let row = tx.query_row(&sql, [subject], raw).optional().map_err(doing("read an alert"))?;
+    let row = tx
+        .query_row("SELECT * FROM alerts WHERE study_uid = ?1", [subject], raw)
+        .optional()
+        .map_err(doing("read an alert"))?;
     row.map(Raw::read).transpose()
 }
 
@@ -207,33 +240,41 @@ pub(in crate::ledger) fn stored_by_id(
     tx: &Transaction,
     alert_id: &str,
 ) -> Result<Option<Stored>, LedgerError> {
-    let sql = format!("SELECT {COLUMNS} FROM alerts WHERE alert_id = ?1");
-    let row = tx.query_row(&sql, [alert_id], raw).optional().map_err(doing("read an alert"))?;
+    let row = tx
+        .query_row("SELECT * FROM alerts WHERE alert_id = ?1", [alert_id], raw)
+        .optional()
+        .map_err(doing("read an alert"))?;
     row.map(Raw::read).transpose()
 }
 
+/// States of an alert that waits for a person or is in somebody's hands, for SQL: `alerts_by_state` finds them.
+pub(in crate::ledger) const OPEN: &str = "state IN ('raised', 'delivered', 'acknowledged', 'escalated')";
+
 pub(in crate::ledger) fn open_alerts(tx: &Transaction) -> Result<Vec<Stored>, LedgerError> {
-    open_alerts_that(tx, "", &[])
+    alerts_that(tx, OPEN, &[])
 }
 
-pub(super) fn open_alerts_that(
+/// What was closed since a moment of elapsed time.
+pub(in crate::ledger) fn closed_since(tx: &Transaction, elapsed_ms: u64) -> Result<Vec<Stored>, LedgerError> {
+    let closed = "state IN ('resolved', 'withdrawn', 'expired') AND sent_elapsed_ms >= ?1";
+    alerts_that(tx, closed, &[integer(elapsed_ms)])
+}
+
+pub(super) fn alerts_that(
     tx: &Transaction,
     condition: &str,
     values: &[i64],
 ) -> Result<Vec<Stored>, LedgerError> {
-    let sql = format!(
-        "SELECT {COLUMNS} FROM alerts WHERE state NOT IN ('resolved', 'withdrawn', 'expired') {condition}
-         ORDER BY alert_id"
-    );
-    let mut statement = tx.prepare(&sql).map_err(doing("read open alerts"))?;
+    let sql = format!("SELECT * FROM alerts WHERE {condition} ORDER BY alert_id");
+    let mut statement = tx.prepare(&sql).map_err(doing("read alerts"))?;
     let rows = statement
         .query_map(rusqlite::params_from_iter(values), raw)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(doing("read open alerts"))?;
+        .map_err(doing("read alerts"))?;
     // One that cannot be read must not keep the others from being told.
     let read = rows.into_iter().filter_map(|row| {
-        let subject = row.1.len();
-        row.read().map_err(|e| log::error!(event = "alert_unreadable", bytes = subject; "a stored alert cannot be read: {e}")).ok()
+        let alert_id = row.alert_id.clone();
+        row.read().map_err(|e| log::error!(event = "alert_unreadable", alert_id = alert_id.as_str(); "a stored alert cannot be read: {e}")).ok()
     });
     Ok(read.collect())
 }

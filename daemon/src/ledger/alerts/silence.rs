@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::super::{Ledger, LedgerError, audit, doing, integer};
+use super::Revision;
 use super::row::open_alerts;
 use crate::clock;
 
@@ -62,31 +63,33 @@ impl Ledger {
 
     /// The silence or maintenance window that is on and lasts longest.
     pub fn silenced(&self) -> Result<Option<Silence>, LedgerError> {
-        silenced(&self.lock(), self.elapsed_ms())
+        silenced(&self.lock(), self.elapsed_ms(), self.clock.read().wall_ms)
     }
 
     /// Open alerts as a new revision, for what is written at transmission (mute) to reach stations.
     fn resend_open(&self, tx: &Transaction) -> Result<(), LedgerError> {
         for mut stored in open_alerts(tx)? {
-            self.revise(tx, &mut stored, "alert_revised", false, false)?;
+            self.revise(tx, &mut stored, Revision::silent("alert_revised"))?;
         }
         Ok(())
     }
 }
 
-/// The silence that is on at a moment of the daemon's own time.
+/// The silence that is on at a moment of the daemon's own time. It ends by that time: its end by the wall clock is
+/// reckoned when it is said, for that clock may have been set since.
 pub(in crate::ledger) fn silenced(
     connection: &Connection,
     elapsed_ms: u64,
+    wall_ms: u64,
 ) -> Result<Option<Silence>, LedgerError> {
-    let sql = "SELECT kind, author, reason, until_ms FROM silences WHERE until_elapsed_ms > ?1
+    let sql = "SELECT kind, author, reason, until_elapsed_ms FROM silences WHERE until_elapsed_ms > ?1
                ORDER BY until_elapsed_ms DESC LIMIT 1";
     let silence = |r: &Row| {
         Ok(Silence {
             kind: r.get(0)?,
             author: r.get(1)?,
             reason: r.get(2)?,
-            until: clock::rfc3339(r.get::<_, i64>(3)?.unsigned_abs()),
+            until: clock::rfc3339(wall_ms + r.get::<_, i64>(3)?.unsigned_abs().saturating_sub(elapsed_ms)),
         })
     };
     connection.query_row(sql, [integer(elapsed_ms)], silence).optional().map_err(doing("read silences"))

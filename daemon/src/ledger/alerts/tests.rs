@@ -7,14 +7,19 @@ use proptest::prelude::*;
 
 use super::super::Record;
 use super::super::outbox::REFUSED_MIN_MS;
+use super::technical::ADDENDA_MAX;
 use super::*;
-use crate::alert::inbound::{Opinion, ReceiptStage, Verb};
-use crate::alert::ladder::Ladder;
+use crate::alert::inbound::{
+    ActionCode, ActionMessage, ActionResult, Opinion, ReceiptMessage, ReceiptStage, Reply, Verb,
+};
+use crate::alert::ladder::{EVERYONE, Ladder};
 use crate::alert::lifecycle::tests::verdict;
 use crate::config::Site;
 use crate::dicom::SeriesUid;
 
 const NURSE: Speaker = Speaker { station: "ward-3", role: "nurse" };
+const ENGINEER: Speaker = Speaker { station: "it-2", role: "engineer" };
+const PHYSICIAN: Speaker = Speaker { station: "on-call", role: "physician" };
 
 /// A ledger and the clocks around it.
 struct House {
@@ -160,6 +165,230 @@ fn nobody_listening_is_said_within_ten_seconds_and_taken_back_when_somebody_does
 }
 
 #[test]
+fn a_screen_of_somebody_who_was_not_called_is_nobody_listening() {
+    let house = House::new();
+    let id = house.raise();
+    house.drain();
+    assert_eq!(house.heard(ENGINEER, &id, ReceiptStage::Sounded), Heard::Delivered);
+    house.pass_s(11);
+    assert_eq!(
+        house.now(&id).escalation.step,
+        1,
+        "the next people are called after ten seconds, not after two minutes"
+    );
+    assert!(house.technical("nobody_listening").unwrap().state.is_open());
+    house.heard(ENGINEER, &id, ReceiptStage::Sounded);
+    assert!(house.technical("nobody_listening").unwrap().state.is_open(), "still");
+    house.heard(Speaker { station: "desk", role: "charge_nurse" }, &id, ReceiptStage::Received);
+    assert_eq!(house.technical("nobody_listening").unwrap().state, AlertState::Resolved);
+}
+
+#[test]
+fn what_is_raised_again_has_its_ten_seconds_again() {
+    let house = House::new();
+    let id = house.raise();
+    house.heard(NURSE, &id, ReceiptStage::Displayed);
+    house.pass_s(60);
+    house.record(1, Stage::Final, None);
+    house.pass_s(60);
+    house.record(1, Stage::Final, Some(0.9));
+    house.pass_s(9);
+    assert!(house.technical("nobody_listening").is_none(), "two minutes old, and said nine seconds ago");
+    house.pass_s(2);
+    assert!(house.technical("nobody_listening").is_some());
+}
+
+#[test]
+fn who_has_it_and_needs_more_people_has_them_called() {
+    let house = House::new();
+    let id = house.raise();
+    house.heard(NURSE, &id, ReceiptStage::Displayed);
+    house.act(&id, Verb::Ack, "Ann", "action-1");
+    house.drain();
+    assert_eq!(house.act(&id, Verb::Escalate, "Ann", "action-2").code, ActionCode::Ok);
+    let told = house.drain().pop().unwrap();
+    assert_eq!(
+        (told.state, told.ack.as_ref()),
+        (AlertState::Escalated, None),
+        "an acknowledged alert wakes nobody"
+    );
+    assert_eq!(told.claimed_by.as_ref().map(|c| c.user.as_str()), Some("Ann"));
+    assert_eq!((told.sound_rev, told.escalation.step), (told.rev, 1));
+    assert!(told.escalation.next_in_ms.is_some(), "and the ladder goes on from there");
+    house.pass_s(181);
+    assert!(house.now(&id).escalation.roles.contains(&"physician".to_owned()));
+    let action = house.action(&id, Verb::Ack, "Dr Wu", "action-3");
+    assert_eq!(house.ledger.act(PHYSICIAN, &action, true).unwrap().code, ActionCode::Ok);
+    assert_eq!((house.now(&id).state, house.now(&id).claimed_by), (AlertState::Acknowledged, None));
+}
+
+#[test]
+fn trouble_is_for_everybody_however_often_more_people_are_asked_for() {
+    let house = House::new();
+    house.ledger.raise_technical("proof_failed", "the chain is broken: broker").unwrap();
+    let id = house.technical("proof_failed").unwrap().alert_id;
+    house.act(&id, Verb::Escalate, "Ann", "action-1");
+    assert_eq!(house.now(&id).escalation.roles, [EVERYONE]);
+}
+
+#[test]
+fn what_was_closed_of_late_is_said_again_to_a_broker_that_may_have_forgotten_it() {
+    let house = House::new();
+    let (withdrawn, before) = (house.raise(), house.drain().len());
+    house.record(1, Stage::Final, None);
+    assert_eq!((before, house.drain().len()), (1, 1));
+    house.ledger.requeue_alerts().unwrap();
+    let again = house.drain();
+    assert_eq!(again.len(), 1);
+    assert_eq!((&again[0].alert_id, again[0].rev, again[0].state), (&withdrawn, 2, AlertState::Withdrawn));
+    house.boot_ms.fetch_add(3_601_000, Ordering::Relaxed);
+    house.ledger.requeue_alerts().unwrap();
+    assert!(house.drain().is_empty(), "the broker itself has let go of it by now");
+    // A proof of life that is over is taken away again, and looks like none.
+    let proof = house.ledger.begin_proof("1.2.4").unwrap();
+    let mut v = verdict(1, Stage::Final, Some(0.9));
+    v.study = crate::dicom::StudyUid::parse("1.2.4").unwrap();
+    v.series = SeriesUid::parse("1.2.4.1").unwrap();
+    house.ledger.record(&v, &Record::default()).unwrap();
+    house.ledger.end_proof(proof, None).unwrap();
+    house.drain();
+    house.ledger.requeue_alerts().unwrap();
+    let row = house.ledger.outbox_next().unwrap().unwrap();
+    assert_eq!((row.payload.as_str(), row.retain), ("", true));
+    house.ledger.outbox_done(row.seq).unwrap();
+    assert_eq!(house.ledger.outbox_next().unwrap(), None);
+}
+
+#[test]
+fn of_two_series_the_complete_one_speaks_when_the_other_could_not_be_read() {
+    let house = House::new();
+    let id = house.record(1, Stage::Provisional, Some(0.9)).unwrap().0;
+    let mut thin = verdict(1, Stage::Final, None);
+    thin.disposition = Disposition::NotAnalysed(crate::decide::Why::NotChosen);
+    house.ledger.record(&thin, &Record::default()).unwrap().alert.expect("it is said");
+    assert!(house.record(2, Stage::Final, Some(0.8)).is_some(), "and so is the confirmation");
+    let alert = house.now(&id);
+    assert_eq!((alert.stage, alert.finding.volume_ml, alert.quality.ok), (Stage::Final, Some(0.8), true));
+    assert_eq!(house.record(3, Stage::Provisional, Some(0.95)), None, "no look makes it provisional again");
+}
+
+#[test]
+fn an_open_alert_of_an_older_program_is_no_news() {
+    let house = House::new();
+    house.raise();
+    let older = |tx: &Transaction| tx.execute("UPDATE alerts SET content = '00'", []).map_err(doing("test"));
+    house.ledger.change(older).unwrap();
+    assert_eq!(house.record(1, Stage::Final, Some(0.9)), None);
+    assert!(house.record(1, Stage::Final, Some(0.95)).is_some());
+}
+
+#[test]
+fn what_was_taken_back_and_is_suspected_again_says_what_is_suspected_now() {
+    let house = House::new();
+    let id = house.raise();
+    house.act(&id, Verb::Claim, "Ann", "action-1");
+    house.record(1, Stage::Final, None);
+    house.record(1, Stage::Provisional, Some(0.7)).unwrap();
+    let alert = house.now(&id);
+    assert_eq!((alert.state, alert.stage), (AlertState::Raised, Stage::Provisional));
+    assert_eq!((alert.finding.volume_ml, alert.claimed_by), (Some(0.7), None));
+    let mut failed = verdict(1, Stage::Final, None);
+    failed.disposition = Disposition::NotAnalysed(crate::decide::Why::Crashed);
+    assert!(
+        house.ledger.record(&failed, &Record::default()).unwrap().alert.is_some(),
+        "nor is a failure hidden"
+    );
+}
+
+#[test]
+fn the_alert_of_a_proof_that_was_cut_off_is_closed_and_a_late_verdict_raises_none() {
+    let mut house = House::new();
+    house.ledger.begin_proof("1.2.3").unwrap();
+    let id = house.raise();
+    house.reboot(60_000);
+    let next = house.ledger.begin_proof("1.2.4").unwrap();
+    assert_eq!(house.now(&id).state, AlertState::Resolved);
+    house.ledger.end_proof(next, Some("reader: no verdict in time")).unwrap();
+    let mut v = verdict(1, Stage::Final, Some(0.9));
+    v.study = crate::dicom::StudyUid::parse("1.2.4").unwrap();
+    v.series = SeriesUid::parse("1.2.4.1").unwrap();
+    assert_eq!(house.ledger.record(&v, &Record::default()).unwrap().alert, None);
+    // One that nothing ends ends by itself.
+    house.ledger.begin_proof("1.2.5").unwrap();
+    v.study = crate::dicom::StudyUid::parse("1.2.5").unwrap();
+    v.series = SeriesUid::parse("1.2.5.1").unwrap();
+    let id = house.ledger.record(&v, &Record::default()).unwrap().alert.unwrap().0;
+    house.boot_ms.fetch_add(3_601_000, Ordering::Relaxed);
+    house.ledger.tick().unwrap();
+    assert_eq!(house.now(&id).state, AlertState::Resolved);
+}
+
+#[test]
+fn the_second_occasion_of_an_open_trouble_is_said_too() {
+    let house = House::new();
+    let raise = |text: &str| house.ledger.raise_technical("expired_unacknowledged", text).unwrap();
+    raise("alert A");
+    let first = house.technical("expired_unacknowledged").unwrap();
+    raise("alert A");
+    assert_eq!(house.technical("expired_unacknowledged").unwrap().rev, first.rev, "the same is no news");
+    house.act(&first.alert_id, Verb::Ack, "Ann", "action-1");
+    raise("alert B");
+    let second = house.technical("expired_unacknowledged").unwrap();
+    assert_eq!(
+        (&second.alert_id, second.state, second.ack.as_ref()),
+        (&first.alert_id, AlertState::Raised, None)
+    );
+    assert_eq!(
+        (second.technical.unwrap().text.as_str(), second.addendum),
+        ("alert B", vec!["alert A".to_owned()])
+    );
+    assert_eq!(second.sound_rev, second.rev);
+    for n in 0..100 {
+        raise(&format!("alert {n}"));
+    }
+    assert_eq!(house.technical("expired_unacknowledged").unwrap().addendum.len(), ADDENDA_MAX);
+}
+
+#[test]
+fn a_database_that_fails_says_so_until_it_can_be_written() {
+    let house = House::new();
+    let only_reads = |on| house.ledger.lock().pragma_update(None, "query_only", on).unwrap();
+    assert!(!house.ledger.is_failing());
+    only_reads(true);
+    assert!(house.ledger.raise_technical("proof_failed", "x").is_err());
+    assert!(house.ledger.is_failing());
+    assert!(house.ledger.tick().is_err(), "that nothing is due is no recovery");
+    assert!(house.ledger.is_failing());
+    only_reads(false);
+    house.ledger.tick().unwrap();
+    assert!(!house.ledger.is_failing());
+}
+
+#[test]
+fn the_age_of_an_alert_goes_on_over_a_restart_whatever_the_wall_clock_says() {
+    let mut house = House::new();
+    let id = house.raise();
+    house.boot_ms.fetch_add(600_000, Ordering::Relaxed);
+    house.wall_ms.fetch_sub(86_400_000, Ordering::Relaxed);
+    house.ledger.change(|tx| house.ledger.keep_time(tx)).unwrap();
+    house.reboot(60_000);
+    house.ledger.requeue_alerts().unwrap();
+    let said = house.drain().into_iter().find(|a| a.alert_id == id).unwrap();
+    assert_eq!(said.age_ms, 660_000, "ten minutes and the minute it was off");
+}
+
+#[test]
+fn a_silence_ends_by_elapsed_time_and_says_so_by_the_clock_of_now() {
+    let house = House::new();
+    let id = house.raise();
+    house.ledger.silence("silence", "Ann", "scanner test", 10).unwrap();
+    house.wall_ms.fetch_sub(3_600_000, Ordering::Relaxed);
+    let muted = house.drain().into_iter().find(|a| a.alert_id == id).unwrap();
+    let until = clock::rfc3339(house.wall_ms.load(Ordering::Relaxed) + 600_000);
+    assert_eq!(muted.escalation.muted_until, Some(until));
+}
+
+#[test]
 fn an_alert_goes_out_again_until_every_role_told_has_a_receipt() {
     let house = House::new();
     let id = house.raise();
@@ -214,14 +443,15 @@ fn a_day_without_a_broker_expires_nothing() {
         house.boot_ms.fetch_add(1_800_000, Ordering::Relaxed);
         house.ledger.tick().unwrap();
     }
-    house.ledger.requeue_open_alerts().unwrap();
+    house.ledger.requeue_alerts().unwrap();
     let sent = house.drain();
     for id in &ids {
         let alert = sent.iter().rev().find(|a| a.alert_id == *id).unwrap();
         assert!(alert.state.is_open() && alert.age_ms >= 86_000_000, "{:?} {}", alert.state, alert.age_ms);
     }
-    let refs: BTreeSet<&str> = sent.iter().map(|a| a.subject.r#ref.as_str()).collect();
-    assert!(refs.len() >= ids.len(), "no two open alerts share a spoken code");
+    let findings = sent.iter().filter(|a| a.kind == Kind::Finding);
+    let refs: BTreeSet<&str> = findings.map(|a| a.subject.r#ref.as_str()).collect();
+    assert_eq!(refs.len(), ids.len(), "no two open alerts share a spoken code");
     assert!(sent.iter().any(|a| a.group.is_some()), "a storm is grouped, not dropped");
 }
 
@@ -414,19 +644,39 @@ fn a_proof_of_life_is_a_test_and_never_a_patient() {
 fn the_records_say_who_was_told_and_who_took_it() {
     let house = House::new();
     let id = house.raise();
+    house.heard(NURSE, &id, ReceiptStage::Received);
+    house.pass_s(1_200);
+    let step = house.now(&id).escalation.step;
+    assert!(step > 0);
     house.heard(NURSE, &id, ReceiptStage::Displayed);
+    let at = |stage| house.drain().pop().unwrap().receipts.into_iter().find(|r| r.stage == stage).unwrap().at;
+    let decline =
+        ActionMessage { reason: Some("busy".into()), ..house.action(&id, Verb::Decline, "Cao", "action-0") };
+    house.ledger.act(NURSE, &decline, true).unwrap();
+    let displayed = at(ReceiptStage::Displayed);
+    assert_eq!(
+        displayed,
+        clock::rfc3339(house.wall_ms.load(Ordering::Relaxed)),
+        "when somebody came to look"
+    );
     house.act(&id, Verb::Ack, "Ann, \"RN\"", "action-1");
     house.act(&id, Verb::Ack, "=Bob", "action-2");
     house.ledger.raise_technical("disk_low", "no patient in it").unwrap();
+    house.record(1, Stage::Final, None);
     let records = super::super::records::list(house.dir.path()).unwrap();
     let said: Vec<_> =
         records.iter().map(|r| (r.event.as_str(), r.station.as_str(), r.detail.as_str())).collect();
-    assert_eq!(said.len(), 4, "{said:?}");
+    assert_eq!(said.len(), 7 + step as usize + 1, "{said:?}");
     for line in [
         ("raised", "", "final"),
+        ("told", "ward-3", "received"),
         ("told", "ward-3", "displayed"),
+        ("escalated", "", "nurse charge_nurse phone physician"),
+        ("escalated", "", "nurse charge_nurse phone physician everyone"),
+        ("decline", "ward-3", "ok: busy"),
         ("ack", "ward-3", "ok"),
         ("ack", "ward-3", "taken"),
+        ("withdrawn", "", "final"),
     ] {
         assert!(said.contains(&line), "{line:?} in {said:?}");
     }
@@ -454,12 +704,12 @@ proptest! {
     fn any_night_ends_well(script in prop::collection::vec((0u8..8, 1u8..3, any::<bool>()), 1..25)) {
         let mut house = House::new();
         let mut id = None;
-        let mut rev = 0;
+        let (mut rev, mut open) = (0, false);
         for (n, (what, series, flag)) in script.into_iter().enumerate() {
             match (what, &id) {
                 (0 | 1, _) => {
-                    let p = (what == 0 || flag).then_some(0.9);
-                    if let Some((raised, _)) = house.record(series, if flag { Stage::Final } else { Stage::Provisional }, p) {
+                    let stage = if what == 1 || flag { Stage::Final } else { Stage::Provisional };
+                    if let Some((raised, _)) = house.record(series, stage, (what == 0 || flag).then_some(0.9)) {
                         prop_assert_eq!(id.get_or_insert(raised.clone()), &raised);
                     }
                 }
@@ -468,6 +718,7 @@ proptest! {
                 (4, Some(id)) => drop(house.act(id, if flag { Verb::Escalate } else { Verb::Release }, "Bob", &format!("action-{n}"))),
                 (5, _) => house.pass_s(if flag { 3 } else { 40 }),
                 (6, _) => house.reboot(if flag { 5_000 } else { 400_000 }),
+                (7, Some(id)) if flag => drop(house.act(id, Verb::Resolve, "Cao", &format!("action-{n}"))),
                 _ => drop(house.drain()),
             }
             if let Some(id) = &id {
@@ -475,6 +726,11 @@ proptest! {
                 prop_assert!(alert.rev >= rev);
                 rev = alert.rev;
                 prop_assert_eq!(alert.state == AlertState::Acknowledged, alert.ack.is_some() && alert.state.is_open());
+                if std::mem::replace(&mut open, alert.state.is_open()) && !open {
+                    // No script is as long as an alert lives.
+                    let by = match (what, flag) { (1, false) => AlertState::Withdrawn, (7, true) => AlertState::Resolved, _ => AlertState::Raised };
+                    prop_assert_eq!(alert.state, by);
+                }
             }
         }
         prop_assert!(audit::verify(house.dir.path(), None).unwrap().is_ok());
