@@ -352,14 +352,17 @@ fn the_second_occasion_of_an_open_trouble_is_said_too() {
 #[test]
 fn a_database_that_fails_says_so_until_it_can_be_written() {
     let house = House::new();
-    let only_reads = |on| house.ledger.lock().pragma_update(None, "query_only", on).unwrap();
+    // As on a full disk: a transaction begins, and no write in it succeeds.
+    let sql = |sql| house.ledger.lock().execute_batch(sql).unwrap();
     assert!(!house.ledger.is_failing());
-    only_reads(true);
+    sql(
+        "CREATE TEMP TRIGGER full BEFORE INSERT ON main.settings BEGIN SELECT RAISE(ABORT, 'disk is full'); END",
+    );
     assert!(house.ledger.raise_technical("proof_failed", "x").is_err());
     assert!(house.ledger.is_failing());
     assert!(house.ledger.tick().is_err(), "that nothing is due is no recovery");
     assert!(house.ledger.is_failing());
-    only_reads(false);
+    sql("DROP TRIGGER full");
     house.ledger.tick().unwrap();
     assert!(!house.ledger.is_failing());
 }
