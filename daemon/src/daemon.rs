@@ -208,7 +208,7 @@ pub async fn run(
     let (jobs, outcomes) = infer::driver::spawn(reader.clone(), infer_pulse).map_err(RunError::Thread)?;
     let idle = jobs.idle();
     let (actions_tx, actions) = mpsc::channel(ACTIONS_MAX);
-    let (failed_tx, failed) = mpsc::channel(ACTIONS_MAX);
+    let (in_vain_tx, in_vain) = mpsc::unbounded_channel();
     let (forget_tx, forget) = mpsc::channel(ACTIONS_MAX);
     let judge = tokio::spawn(decide::driver::run(decide::driver::Wiring {
         actions,
@@ -217,7 +217,7 @@ pub async fn run(
         ledger: ledger.clone(),
         privacy,
         policy: reader.policy().clone(),
-        failed: failed_tx,
+        in_vain: in_vain_tx,
         wake: wake.clone(),
         slices_max: config.assemble.slices_max,
         hysteresis: config.alert.hysteresis,
@@ -232,7 +232,7 @@ pub async fn run(
         assemble::driver::Wiring {
             events,
             rescan_wanted: rescan_wanted.clone(),
-            failed,
+            in_vain,
             forget,
             actions: actions_tx,
             spool: spool.clone(),

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use ichd_phantom::decoy::Decoy;
-use ichd_phantom::{Bleed, Body, Instance, SeriesOptions};
+use ichd_phantom::{Bleed, Body, Instance, SeriesOptions, Side};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::peers::{analyze, key, model};
+use crate::peers::{Appliance, Mosquitto, alone, analyze, key, model, storescu, wait_until};
 
 fn on_disk(series: &[Instance]) -> (TempDir, Vec<PathBuf>) {
     let dir = tempfile::tempdir().unwrap();
@@ -99,6 +99,59 @@ fn what_is_odd_and_can_be_judged_is_flagged() {
     flagged(&edited(head(|_| ()), [0x28, 0, 0x10, 0x21], b"CS", b"01"), "lossy");
     let agent = [0x18, 0, 0x10, 0];
     flagged(&edited(head(|o| o.decoys = vec![Decoy::Contrast]), agent, b"LO", b"IOHEXOL "), "contrast");
+}
+
+/// A head with a bleed, and a chest that is longer: one study, as after a fall.
+fn head_and_chest(uid_seed: u64) -> [Vec<Instance>; 2] {
+    let mut options = SeriesOptions { uid_seed: Some(uid_seed), ..SeriesOptions::default() };
+    (options.scan.matrix, options.scan.slices) = (128, 28);
+    let bleed = Bleed::Intraparenchymal { side: Side::Left, volume_ml: 45.0 };
+    let head = ichd_phantom::study(12, bleed, &options).unwrap();
+    options.study_uid = Some(head[0].study_uid.clone());
+    options.uid_seed = Some(uid_seed + 1_000);
+    (options.scan.matrix, options.scan.slices) = (128, 40);
+    options.scan.field_mm = Body::Chest.field_mm();
+    let chest = ichd_phantom::body::scan(Body::Chest, &options.scan, 3);
+    [head, ichd_phantom::series::series(&chest, 3, &options).unwrap()]
+}
+
+#[test]
+fn a_head_is_read_though_its_study_holds_a_longer_chest_whatever_comes_first() {
+    let expected = |lines: &[Value], [head, chest]: &[Vec<Instance>; 2]| {
+        let of = |series: &[Instance]| {
+            let uid = series[0].series_uid.as_str();
+            let line = lines.iter().find(|l| l["series_uid"] == uid && l["stage"] != "provisional")?;
+            Some((line["disposition"].as_str()?.to_owned(), line["reason"].as_str().map(str::to_owned)))
+        };
+        of(head) == Some(("suspected".into(), None))
+            && of(chest) == Some(("not_analysed".into(), Some("not_head".into())))
+    };
+    let study = head_and_chest(7_100);
+    let (dir, _files) = on_disk(&study.concat());
+    let lines = analyze(&[dir.path()]);
+    assert!(expected(&lines, &study), "{lines:?}");
+
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let mut appliance = Appliance::alerts_to(&broker);
+    for (n, order) in ["head first", "chest first", "at once", "killed at once"].into_iter().enumerate() {
+        let study = head_and_chest(7_101 + n as u64);
+        let [head, chest] = [0, 1].map(|i| on_disk(&study[i]));
+        let all = [&chest.1[..], &head.1[..]].concat();
+        let associations: &[&[PathBuf]] = match order {
+            "head first" => &[&head.1, &chest.1],
+            "chest first" => &[&chest.1, &head.1],
+            _ => &[&all],
+        };
+        for files in associations {
+            assert!(storescu(appliance.port, files, &[]).0);
+        }
+        if order == "killed at once" {
+            appliance.kill();
+            appliance.up();
+        }
+        wait_until(order, || expected(&appliance.ledger(), &study));
+    }
 }
 
 /// Puts an element in its place, or in that of the one that is there, among the top-level ones of an explicit VR little endian data set.

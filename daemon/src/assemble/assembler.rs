@@ -16,8 +16,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Flag, SharedVolume, geometry, study};
-use crate::decide::suitability;
+use super::study::Candidate;
+use super::{Flag, Judged, SharedVolume, geometry, study};
+use crate::decide::{Why, suitability};
 use crate::dicom::{SeriesUid, SopInstanceUid, StudyUid};
 use crate::spool::Instance;
 
@@ -49,6 +50,17 @@ pub enum Action {
     NotChosen(SharedVolume),
 }
 
+/// A series that was read and turned out to be of no use ([`Why::calls_for_another`]).
+#[derive(Debug, Clone)]
+pub struct InVain {
+    /// Which.
+    pub series: SeriesUid,
+    /// As it was read.
+    pub revision: u32,
+    /// What was found.
+    pub why: Why,
+}
+
 #[derive(Debug)]
 struct Series {
     study: StudyUid,
@@ -63,8 +75,10 @@ struct Series {
     gap_max: Duration,
     conflicting: bool,
     closed: bool,
-    /// Reading it failed for a reason of its own; the next best series of the study takes its place.
-    failed: bool,
+    /// It was given to the judge as the one of its study to read.
+    given: bool,
+    /// It was read in vain; the next best series of the study takes its place.
+    in_vain: Option<Why>,
     revision: u32,
     /// Made anew after each change; shared with the reader.
     volume: Option<SharedVolume>,
@@ -82,7 +96,8 @@ impl Series {
             gap_max: Duration::ZERO,
             conflicting: false,
             closed: false,
-            failed: false,
+            given: false,
+            in_vain: None,
             revision: 0,
             volume: None,
         }
@@ -161,17 +176,19 @@ impl Assembler {
         self.series.values().filter(|s| !s.closed).count()
     }
 
-    /// Takes over what the spool holds of one series after a restart. `read_input` is the input hash of the verdict
-    /// in the ledger: if nothing arrived since, the series stays closed.
-    pub fn restore(&mut self, now: Instant, instances: Vec<Instance>, read_input: Option<(&str, u32)>) {
+    /// Takes over what the spool holds of one series after a restart. `judged` is what the ledger says of it: if
+    /// nothing arrived since, the series stays closed.
+    pub fn restore(&mut self, now: Instant, instances: Vec<Instance>, judged: Option<&Judged>) {
         let Some(first) = instances.first() else { return };
         let (study, series_uid) = (first.header.study.clone(), first.header.series.clone());
         let mut series = Series::new(study, now);
         series.instances = instances.into_iter().map(|i| (i.header.sop.clone(), i)).collect();
-        if let Some((sha256, revision)) = read_input {
-            series.revision = revision;
-            series.closed = series.volume(&series_uid).input_sha256() == sha256;
+        if let Some(judged) = judged {
+            series.revision = judged.revision;
+            series.closed = series.volume(&series_uid).input_sha256() == judged.input_sha256;
             if series.closed {
+                series.given = judged.why != Some(Why::NotChosen);
+                series.in_vain = judged.why.filter(|why| why.calls_for_another());
                 self.closed_order.push(series_uid.clone());
             } else {
                 series.revision += 1;
@@ -196,7 +213,8 @@ impl Assembler {
         }
         if series.closed {
             series.closed = false;
-            series.failed = false;
+            series.given = false;
+            series.in_vain = None;
             series.revision += 1;
             self.closed_order.retain(|u| *u != uid);
         } else if !series.instances.is_empty() {
@@ -239,7 +257,7 @@ impl Assembler {
             .iter_mut()
             .filter_map(|(uid, s)| (!s.closed && s.closes_at(uid, &limits) <= now).then(|| uid.clone()))
             .collect();
-        due.into_iter().filter_map(|uid| self.close(&uid)).collect()
+        due.into_iter().flat_map(|uid| self.close(&uid)).collect()
     }
 
     /// When [`Assembler::on_tick`] next has something to do.
@@ -248,42 +266,60 @@ impl Assembler {
         self.series.iter_mut().filter(|(_, s)| !s.closed).map(|(uid, s)| s.closes_at(uid, &limits)).min()
     }
 
-    /// Reading failed for a reason that lies in this one series (undecodable, crashed): the next best closed series of
-    /// the study is completed in its place.
-    pub fn on_failed(&mut self, failed: &SeriesUid) -> Option<Action> {
-        let study = {
-            let series = self.series.get_mut(failed)?;
-            series.failed = true;
-            series.study.clone()
-        };
-        let next = self.best_of(&study, |s| s.closed)?;
-        Some(Action::Complete(self.series.get_mut(&next)?.volume(&next)))
+    /// A series was read in vain: the next best of its study is completed in its place.
+    pub fn on_in_vain(&mut self, read: &InVain) -> Option<Action> {
+        // What is open again is another series by now.
+        let series = self.series.get_mut(&read.series).filter(|s| s.closed && s.revision == read.revision)?;
+        series.in_vain = Some(read.why);
+        let study = series.study.clone();
+        self.next_of(&study)
     }
 
-    fn close(&mut self, uid: &SeriesUid) -> Option<Action> {
-        let series = self.series.get_mut(uid)?;
+    /// After a restart: whether a series was read in vain and the next best of this study still waits for its turn.
+    pub fn resume(&mut self, study: &StudyUid) -> Option<Action> {
+        let waits = self.series.values().any(|s| s.study == *study && s.in_vain.is_some());
+        if waits { self.next_of(study) } else { None }
+    }
+
+    fn close(&mut self, uid: &SeriesUid) -> Vec<Action> {
+        let Some(series) = self.series.get_mut(uid) else { return Vec::new() };
         series.closed = true;
         self.closed_order.push(uid.clone());
         let (volume, study) = (series.volume(uid), series.study.clone());
-        let unsuitable = suitability::by_headers(&volume, self.limits.slices_max).is_err();
-        let best = self.best_of(&study, |_| true);
+        let mut actions = Vec::new();
+        if suitability::by_headers(&volume, self.limits.slices_max).is_err() {
+            actions.push(Action::Complete(volume));
+            // It may have been the best as long as it was open.
+            actions.extend(self.next_of(&study));
+        } else if self.best_of(&study).as_ref() == Some(uid) {
+            actions.extend(self.next_of(&study));
+        } else {
+            actions.push(Action::NotChosen(volume));
+        }
         self.forget_oldest_closed();
-        Some(match best {
-            Some(best) if !unsuitable && best != *uid => Action::NotChosen(volume),
-            _ => Action::Complete(volume),
-        })
+        actions
     }
 
-    /// The best series of a study that can still be read.
-    fn best_of(&mut self, study: &StudyUid, also: impl Fn(&Series) -> bool) -> Option<SeriesUid> {
+    /// The best series of a study, if it is complete and was not given to the judge yet.
+    fn next_of(&mut self, study: &StudyUid) -> Option<Action> {
+        let uid = self.best_of(study)?;
+        let series = self.series.get_mut(&uid).filter(|s| s.closed && !s.given)?;
+        series.given = true;
+        Some(Action::Complete(series.volume(&uid)))
+    }
+
+    /// The best series of a study that can still be read, complete or not.
+    fn best_of(&mut self, study: &StudyUid) -> Option<SeriesUid> {
         let slices_max = self.limits.slices_max;
-        let candidates: Vec<SharedVolume> = self
+        let volumes: Vec<(SharedVolume, Option<Why>)> = self
             .series
             .iter_mut()
-            .filter(|(_, s)| s.study == *study && !s.failed && also(s))
-            .map(|(uid, s)| s.volume(uid))
+            .filter(|(_, s)| s.study == *study)
+            .map(|(uid, s)| (s.volume(uid), s.in_vain))
             .collect();
-        study::best(candidates.iter().map(Arc::as_ref), slices_max).map(|v| v.series.clone())
+        let candidates: Vec<Candidate> =
+            volumes.iter().map(|(volume, in_vain)| Candidate { volume, in_vain: *in_vain }).collect();
+        study::best(&candidates, slices_max).map(|v| v.series.clone())
     }
 
     fn close_surplus(&mut self) -> Vec<Action> {
@@ -310,7 +346,6 @@ impl Assembler {
 
 /// Reading ahead is worth while unless something other than "not enough slices yet" speaks against it.
 fn suitable_so_far(volume: &super::Volume, slices_max: usize) -> bool {
-    use crate::decide::Why;
     matches!(suitability::by_headers(volume, slices_max), Ok(()) | Err(Why::TooFewSlices | Why::TooThick))
 }
 
@@ -458,11 +493,137 @@ mod tests {
         let instances: Vec<_> = (0..12).map(|i| instance_at(i, i as f64 * 5.0)).collect();
         let sha256 = geometry::place(instances[0].header.study.clone(), series_uid(), instances.clone())
             .input_sha256();
-        night.assembler.restore(night.at(0), instances.clone(), Some((&sha256, 0)));
+        let judged = Judged { input_sha256: sha256, revision: 0, why: None };
+        night.assembler.restore(night.at(0), instances.clone(), Some(&judged));
         assert_eq!(night.assembler.next_deadline(), None);
         let mut fresh = Night::new();
         fresh.assembler.restore(fresh.at(0), instances, None);
         assert_eq!(fresh.tick(1_500), [12]);
+    }
+
+    /// Slices of series `uid` of the one study, 5 mm apart.
+    fn stack(uid: &str, n: usize) -> Vec<Instance> {
+        let of = |i: usize| {
+            let mut instance = instance_at(i, i as f64 * 5.0);
+            let header = Arc::make_mut(&mut instance.header);
+            header.series = SeriesUid::parse(uid).unwrap();
+            header.sop = SopInstanceUid::parse(&format!("{uid}.{}", i + 1)).unwrap();
+            instance
+        };
+        (0..n).map(of).collect()
+    }
+
+    /// What became of the series: `read` or `stood back`, in order.
+    fn said(actions: &[Action]) -> Vec<(String, &'static str)> {
+        let word = |a: &Action| match a {
+            Action::Complete(v) => Some((v.series.to_string(), "read")),
+            Action::NotChosen(v) => Some((v.series.to_string(), "stood back")),
+            Action::Arriving(_) => None,
+        };
+        actions.iter().filter_map(word).collect()
+    }
+
+    fn expect(actions: &[Action], words: &[(&str, &'static str)]) {
+        let words: Vec<_> = words.iter().map(|(uid, word)| ((*uid).to_owned(), *word)).collect();
+        assert_eq!(said(actions), words);
+    }
+
+    /// All of a series over an association of its own, and its release.
+    fn send(night: &mut Night, ms: u64, association: u64, uid: &str, n: usize) -> Vec<Action> {
+        for instance in stack(uid, n) {
+            night.assembler.on_stored(night.at(ms), Some(association), instance);
+        }
+        night.assembler.on_released(night.at(ms + 1), association, true)
+    }
+
+    fn in_vain(uid: &str, why: Why) -> InVain {
+        InVain { series: SeriesUid::parse(uid).unwrap(), revision: 0, why }
+    }
+
+    const HEAD: (&str, usize) = ("1.9.2", 12);
+    const NECK: (&str, usize) = ("1.9.1", 18);
+
+    #[test]
+    fn a_head_is_read_though_its_study_holds_a_longer_neck_whichever_comes_first() {
+        let not_head = in_vain(NECK.0, Why::NotHead);
+        // The neck first: it was found to be none when the head comes.
+        let mut night = Night::new();
+        expect(&send(&mut night, 0, 1, NECK.0, NECK.1), &[(NECK.0, "read")]);
+        assert!(night.assembler.on_in_vain(&not_head).is_none(), "there is nothing else yet");
+        expect(&send(&mut night, 60_000, 2, HEAD.0, HEAD.1), &[(HEAD.0, "read")]);
+        // The head comes while the neck is being read.
+        let mut night = Night::new();
+        expect(&send(&mut night, 0, 1, NECK.0, NECK.1), &[(NECK.0, "read")]);
+        expect(&send(&mut night, 10, 2, HEAD.0, HEAD.1), &[(HEAD.0, "stood back")]);
+        let next = night.assembler.on_in_vain(&not_head);
+        expect(next.as_slice(), &[(HEAD.0, "read")]);
+        // The head first: it was read, and is not read again.
+        let mut night = Night::new();
+        expect(&send(&mut night, 0, 1, HEAD.0, HEAD.1), &[(HEAD.0, "read")]);
+        expect(&send(&mut night, 60_000, 2, NECK.0, NECK.1), &[(NECK.0, "read")]);
+        assert!(night.assembler.on_in_vain(&not_head).is_none());
+        // Both in one association.
+        let mut night = Night::new();
+        for instance in [stack(HEAD.0, HEAD.1), stack(NECK.0, NECK.1)].concat() {
+            night.assembler.on_stored(night.at(0), Some(1), instance);
+        }
+        let actions = night.assembler.on_released(night.at(1), 1, true);
+        expect(&actions, &[(NECK.0, "read"), (HEAD.0, "stood back")]);
+        expect(night.assembler.on_in_vain(&not_head).as_slice(), &[(HEAD.0, "read")]);
+        let again = night.assembler.on_in_vain(&in_vain(HEAD.0, Why::Undecodable));
+        assert!(again.is_none(), "nothing is left: {again:?}");
+    }
+
+    #[test]
+    fn a_restart_in_between_keeps_whose_turn_it_is() {
+        let judged = |uid: &str, n: usize, why: Option<Why>| {
+            let instances = stack(uid, n);
+            let series = SeriesUid::parse(uid).unwrap();
+            let sha256 = geometry::place(instances[0].header.study.clone(), series, instances.clone());
+            (instances, Judged { input_sha256: sha256.input_sha256(), revision: 0, why })
+        };
+        for (neck, head, turn) in [
+            (Some(Why::NotHead), Some(Why::NotChosen), true),
+            (Some(Why::NotHead), None, false),
+            (None, Some(Why::NotChosen), false),
+        ] {
+            let mut night = Night::new();
+            let now = night.at(0);
+            for ((uid, n), why) in [(NECK, neck), (HEAD, head)] {
+                let (instances, judged) = judged(uid, n, why);
+                night.assembler.restore(now, instances, Some(&judged));
+            }
+            let study = crate::assemble::testing::study_uid();
+            let next = night.assembler.resume(&study);
+            expect(next.as_slice(), if turn { &[(HEAD.0, "read")] } else { &[] });
+            assert!(night.assembler.resume(&study).is_none(), "once");
+        }
+    }
+
+    #[test]
+    fn one_that_is_unsuitable_once_it_is_complete_makes_way_too() {
+        let mut night = Night::new();
+        let mut longer = stack(NECK.0, NECK.1);
+        let mut last = longer.pop().unwrap();
+        for instance in longer {
+            night.assembler.on_stored(night.at(0), Some(1), instance);
+        }
+        expect(&send(&mut night, 0, 2, HEAD.0, HEAD.1), &[(HEAD.0, "stood back")]);
+        Arc::make_mut(&mut last.header).kernel = Some("H60s".into());
+        night.assembler.on_stored(night.at(1), Some(1), last);
+        let actions = night.assembler.on_released(night.at(2), 1, true);
+        expect(&actions, &[(NECK.0, "read"), (HEAD.0, "read")]);
+    }
+
+    #[test]
+    fn what_was_found_of_an_earlier_state_of_a_series_does_not_count() {
+        let mut night = Night::new();
+        send(&mut night, 0, 1, HEAD.0, HEAD.1);
+        let late = stack(HEAD.0, HEAD.1 + 1).pop().unwrap();
+        night.assembler.on_stored(night.at(50), Some(2), late);
+        assert!(night.assembler.on_in_vain(&in_vain(HEAD.0, Why::Undecodable)).is_none());
+        let actions = night.assembler.on_released(night.at(60_000), 2, true);
+        expect(&actions, &[(HEAD.0, "read")]);
     }
 
     #[test]

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::assembler::{Action, Assembler, Limits};
+use super::Judged;
+use super::assembler::{Action, Assembler, InVain, Limits};
 use crate::clock;
 use crate::config;
-use crate::dicom::SeriesUid;
+use crate::dicom::{SeriesUid, StudyUid};
 use crate::evidence::retention::Forget;
 use crate::health::Pulse;
 use crate::receive::Event;
@@ -22,8 +23,8 @@ const PULSE_INTERVAL: Duration = Duration::from_secs(1);
 const CLOSED_SERIES_MAX: usize = 64;
 const CLOSED_SLICES_MAX: usize = 8_192;
 
-/// What the ledger says of a series that was already read: input hash and revision.
-pub type AlreadyRead = HashMap<SeriesUid, (String, u32)>;
+/// What the ledger says of every series that was judged before this start.
+pub type AlreadyRead = HashMap<SeriesUid, Judged>;
 
 /// Everything the driver is wired to.
 pub struct Wiring {
@@ -31,8 +32,8 @@ pub struct Wiring {
     pub events: mpsc::Receiver<Event>,
     /// Set by `receive` when an event did not fit; the spool is then read again.
     pub rescan_wanted: Arc<AtomicBool>,
-    /// Failed readings, from `decide`.
-    pub failed: mpsc::Receiver<SeriesUid>,
+    /// Series that were read in vain, from `decide`.
+    pub in_vain: mpsc::UnboundedReceiver<InVain>,
     /// From retention: closed series whose instances are about to go.
     pub forget: mpsc::Receiver<Forget>,
     /// To the judge.
@@ -43,13 +44,6 @@ pub struct Wiring {
     pub already_read: AlreadyRead,
     /// Beats at least once a second.
     pub pulse: Pulse,
-}
-
-impl Wiring {
-    /// Input hash and revision of a series that was read before this start.
-    fn read_before(&self, series: &SeriesUid) -> Option<(&str, u32)> {
-        self.already_read.get(series).map(|(sha256, revision)| (sha256.as_str(), *revision))
-    }
 }
 
 /// Runs until `receive` hangs up. Series still open then are found in the spool at the next start.
@@ -77,7 +71,7 @@ pub async fn run(config: config::Assemble, mut wiring: Wiring) {
                 Some(event) => on_event(&mut assembler, event, &wiring).await,
                 None => return,
             },
-            Some(series) = wiring.failed.recv() => assembler.on_failed(&series).into_iter().collect(),
+            Some(read) = wiring.in_vain.recv() => assembler.on_in_vain(&read).into_iter().collect(),
             Some((series, answer)) = wiring.forget.recv() => {
                 let _ = answer.send(assembler.forget(&series));
                 Vec::new()
@@ -104,7 +98,7 @@ async fn on_event(assembler: &mut Assembler, event: Event, wiring: &Wiring) -> V
         Event::Stored { association, instance } => {
             if !assembler.knows(&instance.header.series) {
                 let fellows = fellows(&wiring.spool, &instance).await;
-                assembler.restore(now, fellows, wiring.read_before(&instance.header.series));
+                assembler.restore(now, fellows, wiring.already_read.get(&instance.header.series));
             }
             assembler.on_stored(now, Some(association), instance)
         }
@@ -128,19 +122,24 @@ async fn fellows(spool: &Arc<Spool>, instance: &Instance) -> Vec<Instance> {
 /// Takes in what the spool holds, at the start and whenever events were lost to a full channel: a series that the
 /// assembler knows gets what it misses, another one is restored as the ledger left it.
 async fn take_in(assembler: &mut Assembler, wiring: &Wiring) -> Vec<Action> {
-    let mut by_series: BTreeMap<SeriesUid, Vec<Instance>> = BTreeMap::new();
+    let mut studies: BTreeMap<StudyUid, BTreeMap<SeriesUid, Vec<Instance>>> = BTreeMap::new();
     for instance in all(&wiring.spool).await {
-        by_series.entry(instance.header.series.clone()).or_default().push(instance);
+        let of_study = studies.entry(instance.header.study.clone()).or_default();
+        of_study.entry(instance.header.series.clone()).or_default().push(instance);
     }
-    let n_series = by_series.len();
+    let n_series: usize = studies.values().map(BTreeMap::len).sum();
     let mut actions = Vec::new();
-    for (series, instances) in by_series {
-        let now = clock::now();
-        if assembler.knows(&series) {
-            actions.extend(instances.into_iter().flat_map(|i| assembler.on_stored(now, None, i)));
-        } else {
-            assembler.restore(now, instances, wiring.read_before(&series));
+    // Study by study: the assembler remembers only the latest.
+    for (study, by_series) in studies {
+        for (series, instances) in by_series {
+            let now = clock::now();
+            if assembler.knows(&series) {
+                actions.extend(instances.into_iter().flat_map(|i| assembler.on_stored(now, None, i)));
+            } else {
+                assembler.restore(now, instances, wiring.already_read.get(&series));
+            }
         }
+        actions.extend(assembler.resume(&study));
     }
     let n_open = assembler.n_open();
     log::info!(event = "spool_rescanned", series = n_series, open = n_open; "series found in the spool");

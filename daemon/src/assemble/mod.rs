@@ -15,6 +15,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::decide::Why;
 use crate::dicom::{SeriesUid, StudyUid};
 use crate::spool::Instance;
 
@@ -100,6 +101,17 @@ impl Volume {
     pub fn coverage_mm(&self) -> f64 {
         self.steps_mm.iter().sum()
     }
+}
+
+/// What the ledger says of a series that was judged before this start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judged {
+    /// Input hash of the verdict.
+    pub input_sha256: String,
+    /// Counts late slices.
+    pub revision: u32,
+    /// Why it was not analysed, if it was not.
+    pub why: Option<Why>,
 }
 
 /// A volume shared between stages.

@@ -3,12 +3,15 @@
 //! The rule, in order: no contrast agent before contrast; at least [`COVERAGE_MIN_MM`] of head before less; steps of
 //! 2.5 to 6 mm (what the models were trained on) before thinner before thicker; then the greater coverage; then the
 //! smaller Series Instance UID, so that the answer never depends on the order of arrival.
+//!
+//! Headers do not tell a head from a neck. A series that was read in vain ([`Why::calls_for_another`]) makes way for
+//! the next best, until one was read or none is left.
 
 use std::cmp::Ordering;
 
 use super::geometry::usual_step_mm;
 use super::{Flag, Volume};
-use crate::decide::suitability;
+use crate::decide::{Why, suitability};
 
 /// Less than this is a part of a head.
 pub const COVERAGE_MIN_MM: f64 = 80.0;
@@ -27,9 +30,41 @@ pub fn compare(a: &Volume, b: &Volume) -> Ordering {
     class(a).cmp(&class(b)).then(b.coverage_mm().total_cmp(&a.coverage_mm())).then(a.series.cmp(&b.series))
 }
 
-/// The series to read among those of one study that are suitable by their headers.
-pub fn best<'a>(volumes: impl Iterator<Item = &'a Volume>, slices_max: usize) -> Option<&'a Volume> {
-    volumes.filter(|v| suitability::by_headers(v, slices_max).is_ok()).min_by(|a, b| compare(a, b))
+/// A series of a study, and why reading it was in vain, if it was.
+#[derive(Debug, Clone, Copy)]
+pub struct Candidate<'a> {
+    /// The series.
+    pub volume: &'a Volume,
+    /// `None` if it was not read yet, or was of use.
+    pub in_vain: Option<Why>,
+}
+
+/// The series to read among those of one study: the best that is suitable by its headers and was not read in vain.
+/// Another slice thickness of a scan without brain in it is passed over; it would say the same.
+pub fn best<'a>(candidates: &[Candidate<'a>], slices_max: usize) -> Option<&'a Volume> {
+    let without_brain = |f: &&Candidate| f.in_vain == Some(Why::NoBrainTissue);
+    let says_the_same = |c: &Candidate| {
+        let mut read = candidates.iter().filter(without_brain);
+        read.any(|f| same_scan(f.volume, c.volume) && compare(f.volume, c.volume) == Ordering::Less)
+    };
+    let readable = candidates
+        .iter()
+        .filter(|c| c.in_vain.is_none() && suitability::by_headers(c.volume, slices_max).is_ok())
+        .filter(|c| !says_the_same(c));
+    readable.map(|c| c.volume).min_by(|a, b| compare(a, b))
+}
+
+/// Whether two series are reconstructions of one scan that differ in slice thickness alone: same kind of image, same
+/// kernel, and the greater part of the shorter one lies within the longer one.
+fn same_scan(a: &Volume, b: &Volume) -> bool {
+    let look = |v: &Volume| {
+        let header = v.slices.first().map(|s| s.instance.header.clone());
+        header.map(|h| (h.kernel.clone(), h.image_type.iter().take(3).cloned().collect::<Vec<_>>()))
+    };
+    let ends = |v: &Volume| Some((v.slices.first()?.z_mm, v.slices.last()?.z_mm));
+    let (Some((a_low, a_high)), Some((b_low, b_high))) = (ends(a), ends(b)) else { return false };
+    let shared_mm = a_high.min(b_high) - a_low.max(b_low);
+    look(a) == look(b) && shared_mm > 0.5 * (a_high - a_low).min(b_high - b_low)
 }
 
 #[cfg(test)]
@@ -50,6 +85,20 @@ mod tests {
         assert_eq!(compare(&five, &thin), Ordering::Less);
         assert_eq!(compare(&thin, &five), Ordering::Greater);
         assert_eq!(compare(&thin, &part), Ordering::Less);
+    }
+
+    #[test]
+    fn who_was_read_in_vain_makes_way_and_who_would_say_the_same_is_passed_over() {
+        let (neck, head, thin) = (series("1.1", 60, 5.0), series("1.2", 28, 5.0), series("1.3", 140, 1.0));
+        let best = |neck_why, head_why| {
+            let of = |volume, in_vain| Candidate { volume, in_vain };
+            let candidates = [of(&thin, None), of(&head, head_why), of(&neck, neck_why)];
+            best(&candidates, 2_000).map(|v| v.series.as_str().to_owned())
+        };
+        assert_eq!(best(None, None).as_deref(), Some("1.1"));
+        assert_eq!(best(Some(Why::NotHead), None).as_deref(), Some("1.2"));
+        assert_eq!(best(Some(Why::NotHead), Some(Why::Undecodable)).as_deref(), Some("1.3"));
+        assert_eq!(best(Some(Why::NotHead), Some(Why::NoBrainTissue)), None);
     }
 
     #[test]

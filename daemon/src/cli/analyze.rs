@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::Failure;
 use super::sheet::{Sheet, Tile};
-use crate::assemble::{Flag, Volume, geometry, study};
+use crate::assemble::study::{self, Candidate};
+use crate::assemble::{Flag, Volume, geometry};
 use crate::chain;
 use crate::clock;
 use crate::config::{self, Profile};
@@ -92,7 +93,8 @@ struct GeometryLine {
 /// Reads, judges and prints every series found; files that are no instances are named on stderr.
 pub fn analyze(args: &Args) -> Result<(), Failure> {
     let start = clock::now();
-    let reader = Reader::load(&infer_config(args)?).map_err(|e| Failure::config(&e))?;
+    let (infer, slices_max) = configured(args)?;
+    let reader = Reader::load(&infer).map_err(|e| Failure::config(&e))?;
     let loaded = clock::now();
     let series = gather(&args.paths)?;
     let millis = |duration: std::time::Duration| duration.as_secs_f64() * 1e3;
@@ -102,17 +104,22 @@ pub fn analyze(args: &Args) -> Result<(), Failure> {
     }
     let volumes: Vec<Volume> =
         series.into_iter().map(|((study, series), list)| geometry::place(study, series, list)).collect();
-    for volume in &volumes {
-        let (verdict, ms) = judge(args, volume, &volumes, &reader)?;
-        print(args, volume, &verdict, ms, startup);
+    for study in volumes.chunk_by(|a, b| a.study == b.study) {
+        for (volume, (verdict, ms)) in study.iter().zip(judge(args, study, &reader, slices_max)?) {
+            print(args, volume, &verdict, ms, startup);
+        }
     }
     Ok(())
 }
 
-fn infer_config(args: &Args) -> Result<config::Infer, Failure> {
-    let mut infer = match &args.config {
-        Some(path) => config::Config::load(path).map_err(|e| Failure::config(&e))?.infer,
-        None => config::Infer::default(),
+/// The model, and the most slices of a series that are read.
+fn configured(args: &Args) -> Result<(config::Infer, usize), Failure> {
+    let (mut infer, assemble) = match &args.config {
+        Some(path) => {
+            let config = config::Config::load(path).map_err(|e| Failure::config(&e))?;
+            (config.infer, config.assemble)
+        }
+        None => (config::Infer::default(), config::Assemble::default()),
     };
     if let Some(model) = &args.model {
         infer.model = model.clone();
@@ -124,7 +131,7 @@ fn infer_config(args: &Args) -> Result<config::Infer, Failure> {
     if !args.key.is_empty() {
         infer.trusted_keys = args.key.clone();
     }
-    Ok(infer)
+    Ok((infer, assemble.slices_max))
 }
 
 fn keys_beside(model: &Path) -> Vec<PathBuf> {
@@ -179,24 +186,46 @@ fn collect_files(path: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
     Ok(())
 }
 
+/// The verdicts on the series of one study: the best is read, and as long as that was in vain the next best.
 fn judge(
     args: &Args,
+    study: &[Volume],
+    reader: &Reader,
+    slices_max: usize,
+) -> Result<Vec<(Verdict, Timings)>, Failure> {
+    let mut verdicts: Vec<Option<(Verdict, Timings)>> = vec![None; study.len()];
+    loop {
+        let why = |i: usize| verdicts[i].as_ref().and_then(|(verdict, _)| verdict.disposition.why());
+        let candidates: Vec<Candidate> = (0..study.len())
+            .map(|i| Candidate { volume: &study[i], in_vain: why(i).filter(|why| why.calls_for_another()) })
+            .collect();
+        let best = study::best(&candidates, slices_max);
+        let Some(i) = best.and_then(|best| study.iter().position(|v| v.series == best.series)) else { break };
+        if verdicts[i].is_some() {
+            break;
+        }
+        let read = reader.read(&study[i], &mut SeriesCache::default()).map_err(|error| {
+            eprintln!("ichd: series {} could not be read: {}", study[i].series, chain(&error));
+            crate::decide::driver::why(&error)
+        });
+        verdicts[i] = Some(verdict(args, &study[i], read, reader)?);
+    }
+    let all = study.iter().zip(verdicts).map(|(volume, judged)| match judged {
+        Some(judged) => Ok(judged),
+        None => {
+            let why = suitability::by_headers(volume, slices_max).err().unwrap_or(Why::NotChosen);
+            verdict(args, volume, Err(why), reader)
+        }
+    });
+    all.collect()
+}
+
+fn verdict(
+    args: &Args,
     volume: &Volume,
-    all: &[Volume],
+    reading: Result<Reading, Why>,
     reader: &Reader,
 ) -> Result<(Verdict, Timings), Failure> {
-    let mut cache = SeriesCache::default();
-    let slices_max = config::Assemble::default().slices_max;
-    let of_study = all.iter().filter(|v| v.study == volume.study);
-    let best = study::best(of_study, slices_max).map(|v| &v.series);
-    let reading: Result<Reading, Why> = match suitability::by_headers(volume, slices_max) {
-        Err(why) => Err(why),
-        Ok(()) if best != Some(&volume.series) => Err(Why::NotChosen),
-        Ok(()) => reader.read(volume, &mut cache).map_err(|error| {
-            eprintln!("ichd: series {} could not be read: {}", volume.series, chain(&error));
-            crate::decide::driver::why(&error)
-        }),
-    };
     let ms = reading.as_ref().map_or_else(|_| Timings::default(), |r| r.ms);
     let verdict = decide(volume, Stage::Final, reading.as_ref().map_err(|why| *why), reader.policy());
     if let (Some(folder), Ok(reading)) = (&args.png, &reading) {

@@ -11,7 +11,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::{Disposition, Policy, Stage, Verdict, Why, decide, suitability};
 use crate::assemble::SharedVolume;
-use crate::assemble::assembler::Action;
+use crate::assemble::assembler::{Action, InVain};
 use crate::clock;
 use crate::dicom::SeriesUid;
 use crate::evidence::counts;
@@ -42,8 +42,9 @@ pub struct Wiring {
     pub privacy: Privacy,
     /// Operating points and tiers of the model in use.
     pub policy: Policy,
-    /// Back to `assemble`: this series failed for its own reason, take the next best of the study.
-    pub failed: mpsc::Sender<SeriesUid>,
+    /// Back to `assemble`: this series was read in vain, take the next best of the study. Unbounded, so that the two
+    /// never wait for each other; it holds a series once at most for each time that it was read.
+    pub in_vain: mpsc::UnboundedSender<InVain>,
     /// Wakes the publisher.
     pub wake: Arc<Notify>,
     /// Slices per series that are read.
@@ -267,9 +268,9 @@ impl Judge {
             log::error!(event = "ledger_failed"; "attempt could not be closed: {error}");
         }
         let _ = self.wiring.jobs.try_send(Job::Forget(volume.series.clone()));
-        if matches!(verdict.disposition.why(), Some(Why::Undecodable | Why::Crashed)) {
-            // The assembler never waits for the judge with its channel full: it reads `failed` in the same select.
-            let _ = self.wiring.failed.send(volume.series.clone()).await;
+        if let Some(why) = verdict.disposition.why().filter(|why| why.calls_for_another()) {
+            let series = volume.series.clone();
+            let _ = self.wiring.in_vain.send(InVain { series, revision: volume.revision, why });
         }
     }
 }

@@ -5,6 +5,7 @@
 pub mod driver;
 pub mod suitability;
 
+use serde::de::value::StrDeserializer;
 use serde::{Deserialize, Serialize};
 
 use crate::assemble::{Flag, Volume};
@@ -79,6 +80,24 @@ impl Why {
             Why::Crashed => "crashed",
             Why::ModelFailed => "model_failed",
         }
+    }
+
+    /// The reason with this code.
+    pub fn of_code(code: &str) -> Option<Self> {
+        Why::deserialize(StrDeserializer::<serde::de::value::Error>::new(code)).ok()
+    }
+
+    /// Whether reading showed that this one series is of no use, so that the next best of its study is read instead.
+    pub fn calls_for_another(self) -> bool {
+        matches!(
+            self,
+            Why::NotHead
+                | Why::NoBrainTissue
+                | Why::Undecodable
+                | Why::BlankSlice
+                | Why::Crashed
+                | Why::ModelFailed
+        )
     }
 }
 

@@ -247,7 +247,7 @@ mod tests {
         assert_eq!(events, ["disposition", "late_after_purge"]);
         // A restart does not read it again: what lies in the spool is what was recorded.
         let read = ledger.already_read().unwrap();
-        assert_eq!(read.values().next().unwrap().0, "aa");
+        assert_eq!(read.values().next().unwrap().input_sha256, "aa");
         // It goes like anything else, and the row still stands.
         ledger.record(&late(2, "bb"), &at(4_000)).unwrap();
         let due = ledger.purgeable(u64::MAX, 10).unwrap();

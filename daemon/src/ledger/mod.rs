@@ -39,9 +39,10 @@ use sha2::{Digest, Sha256};
 
 use crate::alert::document::StudyDisposition;
 use crate::alert::topic;
+use crate::assemble::Judged;
 use crate::clock;
 use crate::config::Site;
-use crate::decide::{Stage, Verdict};
+use crate::decide::{Stage, Verdict, Why};
 use crate::dicom::SeriesUid;
 use crate::hex;
 use crate::infer::Timings;
@@ -314,17 +315,22 @@ impl Ledger {
         deleted.map(|_| ()).map_err(doing("close an attempt"))
     }
 
-    /// Input hash and revision of every series with a final disposition.
-    pub fn already_read(&self) -> Result<HashMap<SeriesUid, (String, u32)>, LedgerError> {
+    /// Every series with a final disposition.
+    pub fn already_read(&self) -> Result<HashMap<SeriesUid, Judged>, LedgerError> {
         let connection = self.lock();
         // Of a purged series the spool holds what came late.
-        let sql = "SELECT s.series_uid, coalesce(l.input_sha256, s.input_sha256), s.revision FROM series AS s
+        let sql = "SELECT s.series_uid, coalesce(l.input_sha256, s.input_sha256), s.revision, s.reason FROM series AS s
                    LEFT JOIN side_verdicts AS l
                        ON l.series_uid = s.series_uid AND l.kind = 'late' AND l.closed_ms IS NULL
                    WHERE s.stage = 'final'";
         let mut statement = connection.prepare(sql).map_err(doing("read the ledger"))?;
+        let judged = |r: &rusqlite::Row| {
+            let why = r.get::<_, Option<String>>(3)?.and_then(|code| Why::of_code(&code));
+            let judged = Judged { input_sha256: r.get(1)?, revision: r.get(2)?, why };
+            Ok((r.get::<_, String>(0)?, judged))
+        };
         let rows = statement
-            .query_map([], |r| Ok((r.get::<_, String>(0)?, (r.get(1)?, r.get(2)?))))
+            .query_map([], judged)
             .and_then(Iterator::collect::<Result<Vec<_>, _>>)
             .map_err(doing("read the ledger"))?;
         Ok(rows.into_iter().filter_map(|(uid, read)| Some((SeriesUid::parse(&uid).ok()?, read))).collect())
