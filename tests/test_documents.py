@@ -91,6 +91,20 @@ class Documents(unittest.TestCase):
             self.assertEqual(named - handed, set(), unit)
             self.assertEqual(re.findall(r'^#? ?(?:key|keys|password-file|token-file) = "/etc/[^"]*"', text, re.M), [], "the daemon may not read root's own files")
 
+    def test_every_reason_and_every_flag_is_explained_and_said_on_the_page(self):
+        reasons = set(re.findall(r'Why::\w+ => "(\w+)"', (ROOT / "daemon/src/decide/mod.rs").read_text()))
+        declared = re.search(r"pub enum Flag \{(.*?)\n\}", (ROOT / "daemon/src/assemble/mod.rs").read_text(), re.S).group(1)
+        flags = {re.sub(r"(?<!^)([A-Z])", r"_\1", name).lower() for name in re.findall(r"^    (\w+),$", declared, re.M)}
+        self.assertGreater(min(len(reasons) - 10, len(flags)), 8)
+        rows = lambda text, begin: {w for row in re.findall(r"^\| (.*?) \|", text.split(begin)[1].split("\n## ")[0], re.M)
+                                    for w in re.findall(r"`(\w+)`", row)}
+        reference, operations = ((ROOT / f).read_text() for f in ["docs/REFERENCE.md", "docs/OPERATIONS.md"])
+        self.assertEqual(rows(reference, "\n## Reason codes\n"), reasons)
+        self.assertEqual(rows(operations, "\n## Why a series has no verdict\n"), reasons)
+        self.assertEqual(rows(reference, "\n## Quality flags\n"), flags)
+        words = re.findall(r"\bflag_(\w+):", (ROOT / "daemon/station/src/i18n.ts").read_text())
+        self.assertEqual(sorted(words), sorted([*flags, *flags]), "in two languages")
+
     def test_every_word_that_the_program_warns_with_is_explained(self):
         source = "\n".join(re.split(r"#\[cfg\(test\)\]\s*mod \w+ \{", f.read_text())[0]
                            for f in (ROOT / "daemon/src").rglob("*.rs") if "test" not in f.stem)
@@ -108,5 +122,6 @@ class Documents(unittest.TestCase):
         words = {*events, *(w for found in reasons for w in found if w), *broker, *technical, *refusals}
         explained = set(re.findall(r"`(\w+)", (ROOT / "docs/OPERATIONS.md").read_text()))
         self.assertEqual(sorted(words - explained), [])
+        words |= set(re.findall(r'Why::\w+ => "(\w+)"', (ROOT / "daemon/src/decide/mod.rs").read_text()))
         said = {w for row in re.findall(r"^\| (`[^|]*)\|", (ROOT / "docs/OPERATIONS.md").read_text(), re.M) for w in re.findall(r"`(\w+)[:`]", row)}
         self.assertEqual(sorted(said - words - {"ichd", "reason"}), [], "explained, and nowhere said")

@@ -51,7 +51,7 @@ fn study_after_study_memory_threads_and_files_stay_what_they_are() {
     for study in 0..n {
         let mut options = SeriesOptions { uid_seed: Some(9_000 + study), ..SeriesOptions::default() };
         (options.scan.matrix, options.scan.slices) = (128, 12);
-        options.scan.step_mm = 8.0;
+        options.scan.step_mm = 10.0;
         let bleed = match study % 4 {
             0 => Bleed::Intraparenchymal { side: Side::Right, volume_ml: 50.0 },
             _ => Bleed::None,

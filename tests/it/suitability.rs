@@ -89,16 +89,56 @@ fn what_is_odd_and_can_be_judged_is_flagged() {
     gaps.drain(9..11);
     flagged(&gaps, "missing_slices");
     flagged(&head(|o| o.scan.tilt_deg = 12.0), "tilted");
-    let edited = |series: Vec<Instance>, tag: [u8; 4], vr: &[u8; 2], value: &[u8]| -> Vec<Instance> {
-        let insert = |mut instance: Instance| {
-            insert_element(&mut instance.dataset_bytes, tag, vr, value);
-            instance
-        };
-        series.into_iter().map(insert).collect()
-    };
     flagged(&edited(head(|_| ()), [0x28, 0, 0x10, 0x21], b"CS", b"01"), "lossy");
+    flagged(&head(|o| o.kernel = "KERNEL 7".into()), "unknown_kernel");
+    flagged(&edited(head(|_| ()), [0x20, 0, 0x02, 0x10], b"IS", b"40"), "fewer_than_announced");
+}
+
+fn edited(series: Vec<Instance>, tag: [u8; 4], vr: &[u8; 2], value: &[u8]) -> Vec<Instance> {
+    let insert = |mut instance: Instance| {
+        insert_element(&mut instance.dataset_bytes, tag, vr, value);
+        instance
+    };
+    series.into_iter().map(insert).collect()
+}
+
+#[test]
+fn silence_on_a_part_of_a_head_is_no_verdict() {
+    let said = |series: &[Instance]| {
+        let line = line(series);
+        assert!(line["scores"].is_null() == (line["disposition"] == "not_analysed"), "{line}");
+        let reason = line["reason"].as_str().or(line["disposition"].as_str());
+        (reason.unwrap().to_owned(), line["flags"].clone())
+    };
+    let incomplete = |series: &[Instance], flag: &str| {
+        let (reason, flags) = said(series);
+        assert_eq!(reason, "incomplete", "{flag}: {flags}");
+        assert!(flags.as_array().unwrap().contains(&flag.into()), "{flag}: {flags}");
+    };
+    assert_eq!(said(&head(|o| o.scan.slices = 30)).0, "not_suspected");
+    let mut hole = head(|_| ());
+    hole.drain(9..12);
+    incomplete(&hole, "large_gap");
+    incomplete(&head(|o| o.scan.slices = 30)[..12], "partial_head");
+    incomplete(&head(|o| o.scan.slices = 30)[..21], "partial_head");
+    // 10 mm of a head, in 16 slices.
+    let thin = head(|o| (o.scan.slices, o.scan.step_mm) = (224, 0.625));
+    assert_eq!(said(&thin[150..166]).0, "too_few_slices");
+    let mut two_matrices = head(|_| ());
+    two_matrices.splice(..5, head(|o| o.scan.matrix = 96).drain(..5));
+    incomplete(&two_matrices, "unread_slices");
     let agent = [0x18, 0, 0x10, 0];
-    flagged(&edited(head(|o| o.decoys = vec![Decoy::Contrast]), agent, b"LO", b"IOHEXOL "), "contrast");
+    let contrast = edited(head(|o| o.decoys = vec![Decoy::Contrast]), agent, b"LO", b"IOHEXOL ");
+    assert_eq!(said(&contrast).0, "contrast");
+    // The same lowest slices, but with blood in them.
+    let mut options = SeriesOptions::default();
+    (options.scan.matrix, options.scan.slices) = (128, 30);
+    let bleeds = Bleed::Intraparenchymal { side: Side::Left, volume_ml: 45.0 };
+    let mut part = ichd_phantom::study(12, bleeds, &options).unwrap();
+    part.truncate(21);
+    let (disposition, flags) = said(&part);
+    assert_eq!(disposition, "suspected");
+    assert!(flags.as_array().unwrap().contains(&"partial_head".into()), "{flags}");
 }
 
 /// A head with a bleed, and a chest that is longer: one study, as after a fall.

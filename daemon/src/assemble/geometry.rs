@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::{Flag, PlacedSlice, Volume};
+use crate::decide::suitability;
 use crate::dicom::{PlaneGeometry, SeriesUid, StudyUid};
 use crate::spool::Instance;
 
@@ -22,9 +23,14 @@ const UPRIGHT_COS: f64 = 0.99985;
 pub fn place(study: StudyUid, series: SeriesUid, instances: Vec<Instance>) -> Volume {
     let mut instances: Vec<Instance> = instances.into_iter().flat_map(Instance::into_slices).collect();
     instances.sort_by_key(|i| i.header.id());
+    // One localiser or screen save among axial images is set aside; a series of nothing else is judged as what it is.
+    let (mut images, mut unplaced): (Vec<_>, Vec<_>) =
+        instances.into_iter().partition(|i| suitability::is_plain_image(&i.header));
+    if images.is_empty() {
+        std::mem::swap(&mut images, &mut unplaced);
+    }
     let mut groups: Vec<Vec<Instance>> = Vec::new();
-    let mut unplaced = Vec::new();
-    for instance in instances {
+    for instance in images {
         match instance.header.geometry {
             None => unplaced.push(instance),
             Some(_) => match groups.iter_mut().find(|g| stacks(&g[0], &instance)) {
@@ -141,7 +147,8 @@ fn normal(g: &PlaneGeometry) -> [f64; 3] {
     if lead < 0.0 { n.map(|x| -x) } else { n }
 }
 
-fn stacks(a: &Instance, b: &Instance) -> bool {
+/// Whether two images belong on one stack: same plane, matrix and pixel spacing.
+pub fn stacks(a: &Instance, b: &Instance) -> bool {
     let (Some(ga), Some(gb)) = (a.header.geometry, b.header.geometry) else { return false };
     let near = |x: f64, y: f64| (x - y).abs() <= 1e-3 * x.abs().max(1e-6);
     dot(ga.row, gb.row) > PARALLEL_COS
@@ -186,6 +193,20 @@ mod tests {
         let volume = check(&[0.0, 0.0, 0.0, 5.0]);
         assert_eq!((volume.slices.len(), volume.unplaced.len()), (2, 2));
         assert!(volume.flags.contains(&Flag::RepeatedPosition));
+    }
+
+    #[test]
+    fn a_localiser_among_axial_images_is_set_aside_and_a_series_of_localisers_is_one() {
+        let localiser = |i: usize| {
+            let mut instance = instance_at(i, i as f64 * 5.0);
+            std::sync::Arc::make_mut(&mut instance.header).image_type[2] = "LOCALIZER".into();
+            instance
+        };
+        let all = (0..12).map(|i| instance_at(i, i as f64 * 5.0)).chain([localiser(12)]).collect();
+        let volume = place(study_uid(), series_uid(), all);
+        assert_eq!((volume.slices.len(), volume.unplaced.len()), (12, 1));
+        let volume = place(study_uid(), series_uid(), (0..3).map(localiser).collect());
+        assert_eq!((volume.slices.len(), volume.unplaced.len()), (3, 0));
     }
 
     #[test]

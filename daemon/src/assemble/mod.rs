@@ -49,6 +49,18 @@ pub enum Flag {
     ConflictingDuplicate,
     /// Several images lie at one position; one of each was read.
     RepeatedPosition,
+    /// Two neighbouring slices that were read lie further apart than a bleed of some size.
+    LargeGap,
+    /// The slices do not cover a head: too short a stack, or its end lies in the middle of the skull.
+    PartialHead,
+    /// Images of the series fit no place in the stack (another plane, matrix or spacing, no position): not read.
+    UnreadSlices,
+    /// The scanner announced more images of this acquisition than came.
+    FewerThanAnnounced,
+    /// Brain lies outside the square that the network sees.
+    OutsideField,
+    /// The reconstruction kernel has no name, or one that is not known to be soft or sharp.
+    UnknownKernel,
 }
 
 /// All slices of one series that lie on one stack.
@@ -58,7 +70,8 @@ pub struct Volume {
     pub study: StudyUid,
     /// The series.
     pub series: SeriesUid,
-    /// Every instance of the series whose plane could not be placed with the rest (localiser, missing position).
+    /// Every instance of the series that is no image of the stack (localiser, screen save) or could not be placed with
+    /// the rest (another plane or matrix, missing position, a position that another one has).
     pub unplaced: Vec<Instance>,
     /// Caudal to cranial.
     pub slices: Vec<PlacedSlice>,

@@ -1,8 +1,9 @@
 //! Of several series of one study, which one is read. Pure.
 //!
-//! The rule, in order: no contrast agent before contrast; at least [`COVERAGE_MIN_MM`] of head before less; steps of
-//! 2.5 to 6 mm (what the models were trained on) before thinner before thicker; then the greater coverage; then the
-//! smaller Series Instance UID, so that the answer never depends on the order of arrival.
+//! The rule, in order: no contrast agent before contrast; at least [`COVERAGE_MIN_MM`] of head before less; a kernel that
+//! is known to be soft before an unknown one; steps of 2.5 to 6 mm (what the models were trained on) before thinner
+//! before thicker; then the greater coverage; then the smaller Series Instance UID, so that the answer never depends on
+//! the order of arrival.
 //!
 //! Headers do not tell a head from a neck. A series that was read in vain ([`Why::calls_for_another`]) makes way for
 //! the next best, until one was read or none is left.
@@ -13,7 +14,7 @@ use super::geometry::usual_step_mm;
 use super::{Flag, Volume};
 use crate::decide::{Why, suitability};
 
-/// Less than this is a part of a head.
+/// Less than this is a part of a head; a newborn's is about 90.
 pub const COVERAGE_MIN_MM: f64 = 80.0;
 
 /// `Less` means `a` is the better series to read.
@@ -25,7 +26,8 @@ pub fn compare(a: &Volume, b: &Volume) -> Ordering {
             s if s <= 6.0 => 0,
             _ => 2,
         };
-        (v.flags.contains(&Flag::Contrast), v.coverage_mm() < COVERAGE_MIN_MM, thickness)
+        let contrast = v.flags.contains(&Flag::Contrast);
+        (contrast, v.coverage_mm() < COVERAGE_MIN_MM, !suitability::is_kernel_known(v), thickness)
     };
     class(a).cmp(&class(b)).then(b.coverage_mm().total_cmp(&a.coverage_mm())).then(a.series.cmp(&b.series))
 }
@@ -85,6 +87,19 @@ mod tests {
         assert_eq!(compare(&five, &thin), Ordering::Less);
         assert_eq!(compare(&thin, &five), Ordering::Greater);
         assert_eq!(compare(&thin, &part), Ordering::Less);
+    }
+
+    #[test]
+    fn a_kernel_that_is_not_known_stands_behind_one_that_is() {
+        let named = |uid: &str, n, step_mm, kernel: &str| {
+            let mut volume = series(uid, n, step_mm);
+            for slice in &mut volume.slices {
+                std::sync::Arc::make_mut(&mut slice.instance.header).kernel = Some(kernel.into());
+            }
+            volume
+        };
+        let (map, plain) = (named("1.1", 28, 5.0, "IODINE"), named("1.2", 140, 1.0, "Hr38"));
+        assert_eq!(compare(&plain, &map), Ordering::Less);
     }
 
     #[test]

@@ -27,6 +27,8 @@ use crate::spool::Arrival;
 pub const CRASHES_MAX: u32 = 2;
 /// Volumes given to the reader at once; the rest waits here, so that the reader's queue can never be full.
 const READING_MAX: usize = 2;
+/// Series that stood back and are remembered.
+const STOOD_BACK_MAX: usize = 64;
 
 /// Everything the judge is wired to.
 pub struct Wiring {
@@ -67,34 +69,39 @@ struct Judge {
     attempted: HashSet<SeriesUid>,
     /// Series that may not be read again.
     crashed: HashSet<SeriesUid>,
-    /// Verdicts that the database did not take; tried again each second.
-    unrecorded: VecDeque<(SharedVolume, Verdict, Timings, Option<Lesion>)>,
+    /// Verdicts that the database did not take; tried again each second. While one waits, so do later ones of its series.
+    unrecorded: VecDeque<Unrecorded>,
+    /// Series that stood back lately: an early look at one may still be on its way.
+    stood_back: VecDeque<SharedVolume>,
+}
+
+/// A verdict on its way into the database.
+struct Unrecorded {
+    volume: SharedVolume,
+    verdict: Verdict,
+    timings: Timings,
+    lesion: Option<Lesion>,
 }
 
 /// Runs until `assemble` hangs up and the reader has answered everything it was given.
 pub async fn run(wiring: Wiring) {
-    let mut judge = Judge {
-        wiring,
-        waiting: VecDeque::new(),
-        reading: 0,
-        attempted: HashSet::new(),
-        crashed: HashSet::new(),
-        unrecorded: VecDeque::new(),
-    };
+    let mut judge = Judge::new(wiring);
     let mut upstream_open = true;
+    // Of its own, so that studies that keep coming do not put it off.
+    let mut second = tokio::time::interval(std::time::Duration::from_secs(1));
+    second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while upstream_open || judge.reading > 0 || !judge.waiting.is_empty() {
         judge.wiring.pulse.beat();
-        let tick = tokio::time::sleep(std::time::Duration::from_secs(1));
         tokio::select! {
             action = judge.wiring.actions.recv(), if upstream_open => match action {
-                Some(action) => judge.on_action(action).await,
+                Some(action) => judge.on_action(action),
                 None => upstream_open = false,
             },
             outcome = judge.wiring.outcomes.recv() => match outcome {
-                Some(outcome) => judge.on_outcome(outcome).await,
+                Some(outcome) => judge.on_outcome(outcome),
                 None => return,
             },
-            () = tick => judge.record_again().await,
+            _ = second.tick() => judge.record_again(),
         }
         judge.feed_reader();
         if let Some(shadow) = &judge.wiring.shadow {
@@ -104,7 +111,19 @@ pub async fn run(wiring: Wiring) {
 }
 
 impl Judge {
-    async fn on_action(&mut self, action: Action) {
+    fn new(wiring: Wiring) -> Self {
+        Judge {
+            wiring,
+            waiting: VecDeque::new(),
+            reading: 0,
+            attempted: HashSet::new(),
+            crashed: HashSet::new(),
+            unrecorded: VecDeque::new(),
+            stood_back: VecDeque::new(),
+        }
+    }
+
+    fn on_action(&mut self, action: Action) {
         match action {
             Action::Arriving(volume) => {
                 if let Some(shadow) = &self.wiring.shadow {
@@ -115,19 +134,40 @@ impl Judge {
                     let _ = self.wiring.jobs.try_send(Job::Arriving(volume));
                 }
             }
-            Action::NotChosen(volume) => self.not_analysed(&volume, Why::NotChosen).await,
+            // What an early look at it raised, its own complete reading confirms or takes back.
+            Action::NotChosen(volume) if self.has_looked(&volume) => self.read(volume),
+            Action::NotChosen(volume) => {
+                self.not_analysed(volume.clone(), Why::NotChosen);
+                self.stood_back.push_back(volume);
+                self.stood_back.drain(..self.stood_back.len().saturating_sub(STOOD_BACK_MAX));
+            }
             Action::Complete(volume) => {
+                self.stood_back.retain(|v| v.series != volume.series);
                 log::info!(
                     event = "series_closed", slices = volume.slices.len(), revision = volume.revision;
                     "series complete"
                 );
-                match suitability::by_headers(&volume, self.wiring.slices_max) {
-                    Err(why) => self.not_analysed(&volume, why).await,
-                    Ok(()) if !self.may_read(&volume) => self.not_analysed(&volume, Why::Crashed).await,
-                    Ok(()) => self.waiting.push_back(volume),
-                }
+                self.read(volume);
             }
         }
+    }
+
+    fn read(&mut self, volume: SharedVolume) {
+        match suitability::by_headers(&volume, self.wiring.slices_max) {
+            Err(why) => self.not_analysed(volume, why),
+            Ok(()) if !self.may_read(&volume) => self.not_analysed(volume, Why::Crashed),
+            Ok(()) => self.waiting.push_back(volume),
+        }
+    }
+
+    /// Whether an early look at the series is all that the ledger holds of it.
+    fn has_looked(&self, volume: &SharedVolume) -> bool {
+        let waits = self.unrecorded.iter().any(|u| u.volume.series == volume.series);
+        waits
+            || blocking(|| self.wiring.ledger.is_provisional(&volume.series)).unwrap_or_else(|error| {
+                log::error!(event = "ledger_failed"; "the ledger could not be read: {error}");
+                false
+            })
     }
 
     /// Writes the attempt down before the first reading of a series, so that a crash leaves its trace.
@@ -165,7 +205,7 @@ impl Judge {
         }
     }
 
-    async fn on_outcome(&mut self, outcome: Outcome) {
+    fn on_outcome(&mut self, outcome: Outcome) {
         let Outcome { volume, complete, reading } = outcome;
         let stage = if complete { Stage::Final } else { Stage::Provisional };
         if complete {
@@ -188,39 +228,44 @@ impl Judge {
             }
             _ => None,
         };
-        self.record(&volume, &verdict, timings, lesion).await;
-    }
-
-    /// In the order in which they were given, so that none overtakes another of its series.
-    async fn record_again(&mut self) {
-        for _ in 0..self.unrecorded.len() {
-            let Some((volume, verdict, timings, lesion)) = self.unrecorded.pop_front() else { return };
-            self.record(&volume, &verdict, timings, lesion).await;
+        let series = volume.series.clone();
+        self.record(Unrecorded { volume, verdict, timings, lesion });
+        if stage == Stage::Provisional
+            && let Some(at) = self.stood_back.iter().position(|v| v.series == series)
+            && let Some(whole) = self.stood_back.remove(at)
+        {
+            self.read(whole);
         }
     }
 
-    async fn not_analysed(&mut self, volume: &SharedVolume, why: Why) {
-        let verdict = decide(volume, Stage::Final, Err(why), &self.wiring.policy);
-        self.record(volume, &verdict, Timings::default(), None).await;
+    /// In the order in which they were given, so that none overtakes another of its series.
+    fn record_again(&mut self) {
+        for waiting in std::mem::take(&mut self.unrecorded) {
+            self.record(waiting);
+        }
     }
 
-    async fn record(
-        &mut self,
-        volume: &SharedVolume,
-        verdict: &Verdict,
-        timings: Timings,
-        lesion: Option<Lesion>,
-    ) {
+    fn not_analysed(&mut self, volume: SharedVolume, why: Why) {
+        let verdict = decide(&volume, Stage::Final, Err(why), &self.wiring.policy);
+        self.record(Unrecorded { volume, verdict, timings: Timings::default(), lesion: None });
+    }
+
+    fn record(&mut self, unrecorded: Unrecorded) {
+        let Unrecorded { volume, verdict, timings, lesion } = &unrecorded;
+        if self.unrecorded.iter().any(|u| u.volume.series == volume.series) {
+            self.unrecorded.push_back(unrecorded);
+            return;
+        }
         let study_ref = self.wiring.ledger.reference(verdict.study.as_str());
         let record = Record {
             shown: blocking(|| self.wiring.privacy.shown(verdict, &study_ref, volume.frames())),
             revision: volume.revision,
-            timings,
+            timings: *timings,
             acquired_at: volume.instances().find_map(|i| i.header.acquired_at.clone()),
             decided_wall_ms: clock::wall_ms(),
             stands_above: Some(self.wiring.policy.complete.thresholds[0] - self.wiring.hysteresis),
             arrival: blocking(|| Arrival::of(volume.instances())),
-            lesion,
+            lesion: lesion.clone(),
         };
         let ledger = &self.wiring.ledger;
         let recorded = blocking(|| ledger.record(verdict, &record));
@@ -246,7 +291,7 @@ impl Judge {
             Err(error) => {
                 // The instances are in the spool: even if it never succeeds, the next start reads the series again.
                 log::error!(event = "ledger_failed"; "verdict could not be recorded: {}", crate::chain(&error));
-                self.unrecorded.push_back((volume.clone(), verdict.clone(), timings, record.lesion));
+                self.unrecorded.push_back(unrecorded);
                 return;
             }
         }
@@ -256,7 +301,7 @@ impl Judge {
         if let Some(shadow) = &self.wiring.shadow
             && !blocking(|| ledger.is_proof(verdict.study.as_str()))
         {
-            shadow.offer(volume, verdict, timings);
+            shadow.offer(volume, verdict, *timings);
         }
         if let Some(last_ms) = record.arrival.last_ms {
             counts::final_verdict(record.decided_wall_ms.saturating_sub(last_ms));
@@ -288,4 +333,122 @@ pub fn why(error: &ReadError) -> Why {
 /// SQLite syncs to disk; let the runtime move its other tasks away meanwhile.
 fn blocking<T>(f: impl FnOnce() -> T) -> T {
     tokio::task::block_in_place(f)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{policy, reading, volume};
+    use super::*;
+    use crate::config::Site;
+    use crate::health::Pulses;
+    use crate::infer::reader_tests::quick_reader;
+    use crate::ledger::SeriesRow;
+
+    /// A judge with a ledger of its own, and a reader whose answers nobody waits for.
+    fn judge(dir: &std::path::Path) -> (Judge, Arc<Ledger>, mpsc::UnboundedReceiver<InVain>) {
+        let site =
+            Site { name: "north".into(), device: "ct-1".into(), profile: crate::config::Profile::Assist };
+        let ledger = Arc::new(Ledger::open(dir, &site).unwrap());
+        let mut pulses = Pulses::new(clock::now());
+        let (jobs, outcomes) =
+            crate::infer::driver::spawn(Arc::new(quick_reader(1)), pulses.register("infer")).unwrap();
+        let (in_vain, failed) = mpsc::unbounded_channel();
+        let wiring = Wiring {
+            actions: mpsc::channel(1).1,
+            jobs,
+            outcomes,
+            ledger: ledger.clone(),
+            privacy: Privacy::load(&crate::config::Privacy::default()).unwrap(),
+            policy: policy(),
+            in_vain,
+            wake: Arc::default(),
+            slices_max: 2_000,
+            hysteresis: 0.05,
+            field_mm: 240.0,
+            shadow: None,
+            pulse: pulses.register("decide"),
+        };
+        (Judge::new(wiring), ledger, failed)
+    }
+
+    /// What the reader would say: `any` of every slice.
+    fn outcome(n: usize, revision: u32, complete: bool, any: f32) -> Outcome {
+        let mut volume = volume(n);
+        volume.revision = revision;
+        let mut reading = reading(&volume, &vec![any; n], 0.5, 4.0);
+        for end in [0, n - 1] {
+            reading.slices[end].tissue.enclosed_cm2 = 20.0;
+        }
+        Outcome { volume: Arc::new(volume), complete, reading: Ok(reading) }
+    }
+
+    fn row(ledger: &Ledger) -> SeriesRow {
+        let mut rows = ledger.series().unwrap();
+        assert_eq!(rows.len(), 1);
+        rows.remove(0)
+    }
+
+    fn in_database(dir: &std::path::Path, sql: &str) {
+        rusqlite::Connection::open(dir.join("ichd.db")).unwrap().execute_batch(sql).unwrap();
+    }
+
+    const REFUSE: &str = "CREATE TRIGGER refuse BEFORE INSERT ON series BEGIN SELECT RAISE(ABORT, 'no'); END";
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_verdict_that_the_database_refused_once_never_overtakes_a_newer_one_of_its_series() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut judge, ledger, _failed) = judge(dir.path());
+        in_database(dir.path(), REFUSE);
+        judge.on_outcome(outcome(20, 0, true, 0.3));
+        assert_eq!(judge.unrecorded.len(), 1);
+        // A late slice; the database is well again.
+        in_database(dir.path(), "DROP TRIGGER refuse");
+        judge.on_outcome(outcome(21, 1, true, 0.8));
+        assert!(ledger.series().unwrap().is_empty(), "it waits for the older one");
+        judge.record_again();
+        assert!(judge.unrecorded.is_empty());
+        assert_eq!((row(&ledger).revision, row(&ledger).disposition.as_str()), (1, "suspected"));
+        assert_eq!(ledger.open_alert_count().unwrap(), 1, "raised, and not withdrawn");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_series_that_raised_an_alert_and_stands_back_is_read_to_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut judge, ledger, _failed) = judge(dir.path());
+        judge.on_outcome(outcome(12, 0, false, 0.95));
+        assert_eq!((row(&ledger).stage.as_str(), ledger.open_alert_count().unwrap()), ("provisional", 1));
+        let whole = outcome(20, 0, true, 0.3);
+        judge.on_action(Action::NotChosen(whole.volume.clone()));
+        assert_eq!((judge.waiting.len(), row(&ledger).stage.as_str()), (1, "provisional"));
+        judge.on_outcome(whole);
+        assert_eq!(row(&ledger).disposition, "not_suspected");
+        assert_eq!(ledger.open_alert_count().unwrap(), 0, "withdrawn aloud");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_early_look_that_comes_after_its_series_stood_back_has_it_read_to_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut judge, ledger, _failed) = judge(dir.path());
+        let whole = outcome(20, 0, true, 0.95);
+        judge.on_action(Action::NotChosen(whole.volume.clone()));
+        assert_eq!(row(&ledger).reason.as_deref(), Some("not_chosen"));
+        judge.on_outcome(outcome(12, 0, false, 0.95));
+        assert_eq!((judge.waiting.len(), row(&ledger).stage.as_str()), (1, "provisional"));
+        judge.on_outcome(whole);
+        assert_eq!((row(&ledger).stage.as_str(), ledger.open_alert_count().unwrap()), ("final", 1));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_was_read_in_vain_is_said_to_the_assembler() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut judge, ledger, mut failed) = judge(dir.path());
+        let mut body = outcome(20, 3, true, 0.9);
+        body.reading.as_mut().unwrap().slices.iter_mut().for_each(|s| s.tissue.enclosed_cm2 = 3.0);
+        judge.on_outcome(body);
+        assert_eq!(row(&ledger).reason.as_deref(), Some("not_head"));
+        let said = failed.try_recv().unwrap();
+        assert_eq!((said.revision, said.why), (3, Why::NotHead));
+        judge.on_outcome(outcome(20, 4, true, 0.1));
+        assert!(failed.try_recv().is_err(), "that one was of use");
+    }
 }

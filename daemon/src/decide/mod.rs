@@ -54,6 +54,12 @@ pub enum Why {
     Crashed,
     /// The model could not be run.
     ModelFailed,
+    /// Nothing is suspected, but a part of the head was not read.
+    Incomplete,
+    /// Nothing is suspected, but brain lies outside the square that the network sees.
+    OutsideField,
+    /// Nothing is suspected, but with a contrast agent, for which the model was not made.
+    Contrast,
 }
 
 impl Why {
@@ -79,6 +85,9 @@ impl Why {
             Why::BlankSlice => "blank_slice",
             Why::Crashed => "crashed",
             Why::ModelFailed => "model_failed",
+            Why::Incomplete => "incomplete",
+            Why::OutsideField => "outside_field",
+            Why::Contrast => "contrast",
         }
     }
 
@@ -88,6 +97,7 @@ impl Why {
     }
 
     /// Whether reading showed that this one series is of no use, so that the next best of its study is read instead.
+    /// Behind one with contrast there are only others with contrast.
     pub fn calls_for_another(self) -> bool {
         matches!(
             self,
@@ -97,6 +107,9 @@ impl Why {
                 | Why::BlankSlice
                 | Why::Crashed
                 | Why::ModelFailed
+                | Why::TooFewSlices
+                | Why::Incomplete
+                | Why::OutsideField
         )
     }
 }
@@ -281,9 +294,26 @@ pub fn decide(volume: &Volume, stage: Stage, reading: Result<&Reading, Why>, pol
         let tissue: Vec<_> = reading.slices.iter().map(|s| s.tissue).collect();
         suitability::by_pixels(&tissue).map(|()| reading)
     });
+    let mut flags = volume.flags.clone();
     let (disposition, reading) = match judged {
         Err(why) => (Disposition::NotAnalysed(why), None),
-        Ok(reading) => (dispose(volume, reading, policy.point(stage), &policy.tiers), Some(reading)),
+        Ok(reading) => {
+            // Before the end there is always something that was not read yet.
+            if stage == Stage::Final {
+                flags.extend(suitability::unread(volume, &reading.slices));
+                flags.sort_unstable();
+                flags.dedup();
+            }
+            match dispose(volume, reading, policy.point(stage), &policy.tiers) {
+                Disposition::NotSuspected => {
+                    match suitability::silence_would_mislead(reading.slices.len(), &flags) {
+                        Some(why) => (Disposition::NotAnalysed(why), None),
+                        None => (Disposition::NotSuspected, Some(reading)),
+                    }
+                }
+                suspected => (suspected, Some(reading)),
+            }
+        }
     };
     Verdict {
         study: volume.study.clone(),
@@ -292,7 +322,7 @@ pub fn decide(volume: &Volume, stage: Stage, reading: Result<&Reading, Why>, pol
         disposition,
         scores: reading.map(|r| r.series),
         slices: reading.map_or_else(Vec::new, |r| r.slices.iter().map(SliceScores::from).collect()),
-        flags: volume.flags.clone(),
+        flags,
         instances: volume.instances().count(),
         model: reading.map(|r| r.model.clone()),
         input_sha256: volume.input_sha256(),
@@ -478,7 +508,7 @@ mod tests {
     use crate::infer::{LesionArea, LesionMap, Timings, Tissue};
     use proptest::prelude::*;
 
-    fn policy() -> Policy {
+    pub(super) fn policy() -> Policy {
         let point = |name: &str, any: f32| OperatingPoint {
             name: name.into(),
             thresholds: [any, 0.5, 0.5, 0.5, 0.5, 0.5],
@@ -492,11 +522,11 @@ mod tests {
         }
     }
 
-    fn volume(n: usize) -> Volume {
+    pub(super) fn volume(n: usize) -> Volume {
         place(study_uid(), series_uid(), (0..n).map(|i| instance_at(i, i as f64 * 5.0)).collect())
     }
 
-    fn reading(volume: &Volume, any: &[f32], subdural: f32, left_cm2: f32) -> Reading {
+    pub(super) fn reading(volume: &Volume, any: &[f32], subdural: f32, left_cm2: f32) -> Reading {
         let slices = volume.slices.iter().zip(any).map(|(s, &p)| {
             let scores = Scores([p, 0.0, 0.1, 0.0, 0.0, p * subdural]);
             SliceReading {
@@ -562,6 +592,70 @@ mod tests {
         let verdict = decide(&volume, Stage::Final, Ok(&air), &policy());
         assert_eq!(verdict.disposition, Disposition::NotAnalysed(Why::NoBrainTissue));
         assert_eq!(verdict.scores, None);
+    }
+
+    /// A head of 30 slices: little enclosed at its ends, brain in between.
+    fn head(edit: impl FnOnce(&mut Vec<crate::spool::Instance>)) -> Volume {
+        let mut instances: Vec<_> = (0..30).map(|i| instance_at(i, i as f64 * 5.0)).collect();
+        edit(&mut instances);
+        place(study_uid(), series_uid(), instances)
+    }
+
+    fn judged(volume: &Volume, any: f32, edit: impl FnOnce(&mut Vec<SliceReading>)) -> (String, Vec<Flag>) {
+        let mut reading = reading(volume, &vec![any; volume.slices.len()], 0.0, 0.0);
+        for slice in &mut reading.slices {
+            let near_an_end = slice.z_mm < 12.0 || slice.z_mm > 137.0;
+            slice.tissue.enclosed_cm2 = if near_an_end { 25.0 } else { 150.0 };
+        }
+        edit(&mut reading.slices);
+        let verdict = decide(volume, Stage::Final, Ok(&reading), &policy());
+        let words = verdict.disposition.why().map_or(verdict.disposition.as_str(), Why::code);
+        (words.to_owned(), verdict.flags)
+    }
+
+    #[test]
+    fn silence_on_a_part_of_a_head_is_no_verdict_and_a_suspicion_on_it_stands() {
+        use Flag::{
+            Contrast, FewerThanAnnounced, LargeGap, MissingSlices, OutsideField, PartialHead, UnreadSlices,
+        };
+        let each = |instances: &mut Vec<crate::spool::Instance>,
+                    edit: &dyn Fn(&mut crate::dicom::SliceHeader)| {
+            instances.iter_mut().for_each(|i| edit(std::sync::Arc::make_mut(&mut i.header)));
+        };
+        let whole = |_: &mut Vec<_>| ();
+        let cases: [(&str, Volume, &str, &[Flag]); 9] = [
+            ("whole", head(whole), "not_suspected", &[]),
+            ("one slice missing", head(|i| drop(i.remove(9))), "not_suspected", &[MissingSlices]),
+            ("two side by side", head(|i| drop(i.drain(9..11))), "not_suspected", &[MissingSlices]),
+            ("three", head(|i| drop(i.drain(9..12))), "incomplete", &[MissingSlices, LargeGap]),
+            ("the lowest twelve", head(|i| i.truncate(12)), "incomplete", &[PartialHead]),
+            ("the lowest twenty", head(|i| i.truncate(20)), "incomplete", &[PartialHead]),
+            ("the highest twenty", head(|i| drop(i.drain(..10))), "incomplete", &[PartialHead]),
+            (
+                "announced",
+                head(|i| each(i, &|h| h.images_in_acquisition = Some(40))),
+                "not_suspected",
+                &[FewerThanAnnounced],
+            ),
+            ("contrast", head(|i| each(i, &|h| h.contrast = true)), "contrast", &[Contrast]),
+        ];
+        for (name, volume, quiet, flags) in cases {
+            assert_eq!(judged(&volume, 0.1, |_| ()), (quiet.to_owned(), flags.to_vec()), "{name}");
+            assert_eq!(judged(&volume, 0.9, |_| ()), ("suspected".to_owned(), flags.to_vec()), "{name}");
+        }
+        let coarse = head(|i| {
+            std::sync::Arc::make_mut(&mut i[9].header).rows = 256;
+        });
+        assert_eq!(
+            judged(&coarse, 0.1, |_| ()),
+            ("incomplete".to_owned(), vec![MissingSlices, UnreadSlices])
+        );
+        let outside = |slices: &mut Vec<SliceReading>| slices[14].tissue.outside_cm2 = 5.0;
+        assert_eq!(judged(&head(whole), 0.1, outside), ("outside_field".to_owned(), vec![OutsideField]));
+        assert_eq!(judged(&head(whole), 0.9, outside), ("suspected".to_owned(), vec![OutsideField]));
+        // Of a thin series one in so many is read.
+        let few = |slices: &mut Vec<SliceReading>| drop(slices.drain(1..24));
+        assert_eq!(judged(&head(whole), 0.1, few).0, "too_few_slices");
     }
 
     proptest! {

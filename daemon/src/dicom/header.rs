@@ -168,7 +168,8 @@ impl SliceHeader {
             slice_thickness_mm: d.decimal(tag::THICKNESS).filter(|t| *t > 0.0),
             kernel: d.texts(tag::KERNEL).into_iter().next(),
             body_part: d.text(tag::BODY_PART),
-            contrast: d.text(tag::CONTRAST).is_some() || !d.items(dataset::CONTRAST_AGENTS).is_empty(),
+            contrast: d.text(tag::CONTRAST).is_some_and(|t| names_an_agent(&t))
+                || !d.items(dataset::CONTRAST_AGENTS).is_empty(),
             lossy: d.text(tag::LOSSY).is_some_and(|t| t == "01") || is_lossy(&d.transfer_syntax),
             images_in_acquisition: d.text(tag::IMAGES_IN_ACQUISITION).and_then(|t| t.parse().ok()),
             acquired_at: d
@@ -369,6 +370,12 @@ mod tag {
     ];
 }
 
+/// Scanners also write that there was none.
+fn names_an_agent(text: &str) -> bool {
+    let none = ["NONE", "NO", "N", "NO CONTRAST", "NON CONTRAST", "NON-CONTRAST", "WITHOUT", "W/O", "-", "0"];
+    !none.contains(&text.to_ascii_uppercase().as_str())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -411,6 +418,16 @@ mod tests {
         "malformed/truncated-ct-dose-report.dcm",
         "not-a-head/rtstruct-object.dcm",
     ];
+
+    #[test]
+    fn that_there_was_no_agent_is_no_agent() {
+        for none in ["NONE", "None", "no", "W/O", "0"] {
+            assert!(!names_an_agent(none), "{none}");
+        }
+        for agent in ["IOHEXOL", "OMNI 350", "YES", "CONTRAST", "APPLIED"] {
+            assert!(names_an_agent(agent), "{agent}");
+        }
+    }
 
     #[test]
     fn of_all_real_files_exactly_the_broken_ones_are_refused() {

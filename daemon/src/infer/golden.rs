@@ -89,7 +89,9 @@ fn suspected(reader: &Reader, volume: &Volume, reading: &Reading) -> Result<(), 
     suitability::by_headers(volume, usize::MAX).map_err(not_analysed)?;
     match decide(volume, Stage::Final, Ok(reading), reader.policy()).disposition {
         Disposition::Suspected(_) => Ok(()),
-        Disposition::NotSuspected => Err(format!(
+        // What would be `incomplete` and so on if nothing is suspected comes to the same here.
+        Disposition::NotSuspected
+        | Disposition::NotAnalysed(Why::Incomplete | Why::OutsideField | Why::Contrast) => Err(format!(
             "is not suspected by the package's own operating point (any {:.3}, `final` wants {:.3}), so no proof of life \
              could pass; package it with a series that the model suspects, or with thresholds that were measured",
             reading.series.of(Class::Any),

@@ -14,7 +14,7 @@ mod shadow;
 pub mod tissue;
 
 #[cfg(test)]
-mod reader_tests;
+pub(crate) mod reader_tests;
 
 pub use cache::SeriesCache;
 pub use golden::Golden;
@@ -94,6 +94,8 @@ pub struct Tissue {
     pub enclosed_cm2: f32,
     /// Part of the enclosed area whose HU is that of brain, blood or fluid (0 to 90), cm2.
     pub brain_cm2: f32,
+    /// Part of the enclosed area that lies outside the square that the network sees, cm2.
+    pub outside_cm2: f32,
     /// Area of everything denser than air (above -500 HU), cm2.
     pub body_cm2: f32,
     /// Where the head's middle lies, mm from the image's middle toward the patient's left: the centroid of the enclosed

@@ -3,11 +3,32 @@
 use super::hounsfield::HuImage;
 use super::manifest::{Channel, Input};
 
-/// One slice on the network's grid, HU, [S x S] row-major.
+/// One slice on a grid, HU, [S x S] row-major.
 pub type Plane = Vec<f32>;
 
-/// Resizes one slice by exact area overlap; what lies outside the image is `outside-hu`.
-pub fn plane(image: &HuImage, input: &Input) -> Plane {
+/// A square in the middle of an image, and what is done to the pixels on the way into it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Grid {
+    /// Pixels a side.
+    pub size_px: usize,
+    /// Side of the square in the patient, mm.
+    pub field_mm: f64,
+    /// HU range before resizing.
+    pub clip_hu: [f32; 2],
+    /// HU of what lies outside the image.
+    pub outside_hu: f32,
+}
+
+impl Input {
+    /// What the network sees.
+    pub fn grid(&self) -> Grid {
+        let Input { size_px, field_mm, clip_hu, outside_hu, .. } = *self;
+        Grid { size_px, field_mm, clip_hu, outside_hu }
+    }
+}
+
+/// Resizes one slice by exact area overlap; what lies outside the image is `outside_hu`.
+pub fn plane(image: &HuImage, input: &Grid) -> Plane {
     let size = input.size_px;
     let horizontal = overlaps(image.columns, image.column_mm, input);
     let vertical = overlaps(image.rows, image.row_mm, input);
@@ -30,7 +51,7 @@ pub fn plane(image: &HuImage, input: &Input) -> Plane {
 }
 
 /// For each output pixel the first input pixel it overlaps and the overlaps, as fractions of an output pixel.
-fn overlaps(n_in: usize, spacing_mm: f64, input: &Input) -> Vec<(usize, Vec<f32>)> {
+fn overlaps(n_in: usize, spacing_mm: f64, input: &Grid) -> Vec<(usize, Vec<f32>)> {
     let pitch = input.field_mm / input.size_px as f64 / spacing_mm;
     let start = n_in as f64 / 2.0 - input.size_px as f64 * pitch / 2.0;
     (0..input.size_px)
@@ -60,20 +81,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn input(size_px: usize, field_mm: f64) -> Input {
-        Input {
-            size_px,
-            field_mm,
-            center: "image".into(),
-            resize: "area".into(),
-            outside_hu: -1000.0,
-            clip_hu: [-1024.0, 3071.0],
-            step_mm_min: 2.5,
-            channels: vec![],
-            mean: 0.5,
-            std: 0.5,
-            windows: vec![],
-        }
+    fn input(size_px: usize, field_mm: f64) -> Grid {
+        Grid { size_px, field_mm, outside_hu: -1000.0, clip_hu: [-1024.0, 3071.0] }
     }
 
     fn image(n: usize, mm: f64, hu: impl Fn(usize, usize) -> f32) -> HuImage {

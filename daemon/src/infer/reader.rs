@@ -346,9 +346,12 @@ impl Reader {
     /// One decoded slice on the network's grid.
     pub(super) fn measured(&self, image: &HuImage) -> PlaneAndTissue {
         let blank = image.hu.windows(2).all(|w| w[0] == w[1]);
-        let hu = preprocess::plane(image, &self.input);
-        let pixel_mm = self.input.field_mm / self.input.size_px as f64;
-        let tissue = tissue::measure(&hu, self.input.size_px, pixel_mm, blank);
+        let (seen, whole) = (self.input.grid(), tissue::grid(image));
+        let hu = preprocess::plane(image, &seen);
+        let tissue = match whole == seen {
+            true => tissue::measure(&hu, &whole, seen.field_mm, blank),
+            false => tissue::measure(&preprocess::plane(image, &whole), &whole, seen.field_mm, blank),
+        };
         PlaneAndTissue { hu, tissue }
     }
 

@@ -7,6 +7,7 @@ use ichd_phantom::{Bleed, SeriesOptions};
 use proptest::prelude::*;
 
 use super::backend::{Backend, BaseOutput};
+use super::hounsfield::HuImage;
 use super::package::{Package, read_keys};
 use super::reader::Reader;
 use super::{ReadError, Reading, SeriesCache};
@@ -57,7 +58,7 @@ impl Backend for Hashing {
 }
 
 /// A reader with the shipped recipe on a small grid and a backend that costs nothing.
-pub(super) fn quick_reader(threads: usize) -> Reader {
+pub(crate) fn quick_reader(threads: usize) -> Reader {
     let config = shipped();
     let package = Package::open(&config.model, &read_keys(&config.trusted_keys).unwrap()).unwrap();
     Reader::with(vec![Box::new(Hashing)], &package, threads).unwrap().on_grid(48)
@@ -312,4 +313,28 @@ fn a_backend_that_fails_in_the_middle_of_a_series_is_replaced_and_none_of_its_an
     assert_eq!((reader.backend(), reader.degraded()), ("hashing", Some("backend_failed:breaking")));
     let alone = quick_reader(2).read(&series.whole(), &mut SeriesCache::default()).unwrap();
     assert_eq!(bits(&reading), bits(&alone));
+}
+
+#[test]
+fn whether_it_is_a_head_does_not_depend_on_what_the_network_sees() {
+    let reader = quick_reader(1);
+    // A skull with brain in it, so far beside the middle of an image of 400 mm.
+    let tissue = |beside_mm: f64| {
+        let hu = (0..512 * 512).map(|i| {
+            let mm = |at: usize| (at as f64 + 0.5 - 256.0) * 400.0 / 512.0;
+            match (mm(i % 512) - beside_mm).hypot(mm(i / 512)) {
+                r if r < 70.0 => 35.0,
+                r if r < 77.0 => 1000.0,
+                _ => -1000.0,
+            }
+        });
+        let mm = 400.0 / 512.0;
+        let image = HuImage { rows: 512, columns: 512, row_mm: mm, column_mm: mm, hu: hu.collect() };
+        reader.measured(&image).tissue
+    };
+    let (middle, beside) = (tissue(0.0), tissue(80.0));
+    assert!((middle.enclosed_cm2 - beside.enclosed_cm2).abs() < 2.0, "{middle:?} {beside:?}");
+    assert_eq!(middle.outside_cm2, 0.0);
+    assert!(beside.outside_cm2 > 20.0, "{beside:?}");
+    assert!((beside.middle_mm - 80.0).abs() < 1.0, "{beside:?}");
 }

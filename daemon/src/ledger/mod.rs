@@ -315,6 +315,13 @@ impl Ledger {
         deleted.map(|_| ()).map_err(doing("close an attempt"))
     }
 
+    /// Whether an early look is all there is of a series: its final disposition is still to come.
+    pub fn is_provisional(&self, series: &SeriesUid) -> Result<bool, LedgerError> {
+        let sql = "SELECT count(*) FROM series WHERE series_uid = ?1 AND stage = 'provisional'";
+        let n = self.lock().query_row(sql, [series.as_str()], |r| r.get::<_, i64>(0));
+        n.map(|n| n > 0).map_err(doing("read the ledger"))
+    }
+
     /// Every series with a final disposition.
     pub fn already_read(&self) -> Result<HashMap<SeriesUid, Judged>, LedgerError> {
         let connection = self.lock();
