@@ -144,7 +144,6 @@ pub async fn run(
     let reads_along = shadow.clone();
     let order_keys = infer::package::read_keys(&config.update.command_keys).map_err(RunError::OrderKeys)?;
     let privacy = Privacy::load(&config.privacy).map_err(RunError::Privacy)?;
-    let already_read = ledger.already_read().map_err(RunError::Ledger)?;
 
     let certificates = config.receive.tls.as_ref().map(|tls| Server::load(tls.files()));
     let certificates = certificates.transpose().map_err(RunError::ReceiveTls)?;
@@ -236,7 +235,7 @@ pub async fn run(
             forget,
             actions: actions_tx,
             spool: spool.clone(),
-            already_read,
+            ledger: ledger.clone(),
             pulse: pulses.register("assemble"),
         },
     ));

@@ -74,7 +74,7 @@ fn a_series_that_crashed_the_reader_twice_is_not_read_again_and_says_so() {
     let database = rusqlite::Connection::open(appliance.dir.path().join("ichd.db")).unwrap();
     database
         .execute_batch(
-            "INSERT INTO attempts SELECT series_uid, input_sha256, 2 FROM series; DELETE FROM series;",
+            "INSERT INTO attempts SELECT study_uid, series_uid, input_sha256, 2 FROM series; DELETE FROM series;",
         )
         .unwrap();
     drop(database);

@@ -1,5 +1,6 @@
 //! The main job on real peers: what a night shift expects.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use serde_json::Value;
@@ -63,6 +64,65 @@ fn any_order_over_any_number_of_associations_gives_the_same_verdict_as_analyze_b
         .output()
         .unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), verdict);
+}
+
+/// Copies with one attribute changed, and nothing else.
+fn changed(files: &[PathBuf], change: &str) -> (tempfile::TempDir, Vec<PathBuf>) {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = |file: &PathBuf| {
+        let copy = dir.path().join(file.file_name().unwrap());
+        std::fs::copy(file, &copy).unwrap();
+        let status = Command::new("dcmodify").args(["-nb", "-m", change]).arg(&copy).status();
+        assert!(status.expect("dcmtk is needed").success());
+        copy
+    };
+    let copies = files.iter().map(copy).collect();
+    (dir, copies)
+}
+
+#[test]
+fn a_study_that_comes_again_under_another_uid_is_judged_and_alerted_as_another() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let mut appliance = Appliance::alerts_to(&broker);
+    let files = &Phantom::bleed().files;
+    assert!(storescu(appliance.port, files, &[]).0);
+    appliance.dispositions(1);
+    // The console has corrected the patient: a new study, the same series and instances.
+    let (_dir, corrected) = changed(files, "0020,000d=1.2.826.0.1.3680043.9999.1");
+    assert!(storescu(appliance.port, &corrected, &[]).0);
+    let rows = appliance.dispositions(2);
+    assert!(rows.iter().all(|r| r["disposition"] == "suspected" && r["instances"] == 30), "{rows:?}");
+    assert_eq!(rows[0]["series_uid"], rows[1]["series_uid"]);
+    assert_ne!(rows[0]["study_uid"], rows[1]["study_uid"]);
+    // A restart finds two studies, each as it was read.
+    appliance.kill();
+    appliance.up();
+    wait_until("the spool is walked through", || {
+        appliance.log().matches("event=spool_rescanned").count() == 2
+    });
+    assert!(appliance.log().contains("open=0"), "{}", appliance.log());
+    let again = appliance.dispositions(2);
+    assert!(again.iter().all(|r| r["revision"] == 0), "{again:?}");
+}
+
+#[test]
+fn a_conflict_that_comes_after_the_verdict_is_said_in_another_one() {
+    let _alone = alone();
+    let broker = Mosquitto::start();
+    let appliance = Appliance::alerts_to(&broker);
+    let files = &Phantom::bleed().files;
+    assert!(storescu(appliance.port, files, &[]).0);
+    let flagged = |row: &Value| row["verdict"].as_str().unwrap().contains("conflicting_duplicate");
+    assert!(!flagged(&appliance.dispositions(1)[0]));
+    // Reconstructed again under the same UID.
+    let (_dir, again) = changed(&files[3..4], "0008,103e=AGAIN");
+    assert!(storescu(appliance.port, &again, &[]).0);
+    wait_until("the verdict says so", || {
+        appliance.ledger().iter().any(|r| r["stage"] == "final" && flagged(r))
+    });
+    let rows = appliance.dispositions(1);
+    assert_eq!((&rows[0]["revision"], &rows[0]["disposition"]), (&1.into(), &"suspected".into()));
 }
 
 #[test]

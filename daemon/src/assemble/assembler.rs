@@ -22,6 +22,9 @@ use crate::decide::{Why, suitability};
 use crate::dicom::{SeriesUid, SopInstanceUid, StudyUid};
 use crate::spool::Instance;
 
+/// A series is placed anew so often at most while it grows: what placing costs does not depend on who sends how fast.
+const PLACED_EVERY: Duration = Duration::from_millis(100);
+
 /// Quiet times and bounds; see `config::Assemble`.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -33,11 +36,15 @@ pub struct Limits {
     pub open_series_max: usize,
     /// Slices per series.
     pub slices_max: usize,
-    /// Closed series remembered so that a late slice finds its fellows without a look at the disk.
-    pub closed_series_max: usize,
+    /// Studies whose series are all closed, remembered so that a late slice finds its fellows without a look at the disk.
+    pub closed_studies_max: usize,
     /// Slices of all of them together; the last one closed is remembered however many it has.
     pub closed_slices_max: usize,
 }
+
+/// What a series is known by: a study that was corrected or merged comes again with its series' UIDs unchanged, and a
+/// device may repeat them. Two studies never share a volume.
+pub type Key = (StudyUid, SeriesUid);
 
 /// What the shell must do next.
 #[derive(Debug, Clone)]
@@ -54,7 +61,7 @@ pub enum Action {
 #[derive(Debug, Clone)]
 pub struct InVain {
     /// Which.
-    pub series: SeriesUid,
+    pub key: Key,
     /// As it was read.
     pub revision: u32,
     /// What was found.
@@ -63,7 +70,6 @@ pub struct InVain {
 
 #[derive(Debug)]
 struct Series {
-    study: StudyUid,
     instances: BTreeMap<SopInstanceUid, Instance>,
     /// Associations still open that carried it, with how many slices each.
     carriers: HashMap<u64, usize>,
@@ -72,6 +78,8 @@ struct Series {
     /// The most slices that one carrier brought.
     carried_max: usize,
     last_arrival: Instant,
+    /// When it was last placed while it grew.
+    placed: Option<Instant>,
     gap_max: Duration,
     conflicting: bool,
     closed: bool,
@@ -85,14 +93,14 @@ struct Series {
 }
 
 impl Series {
-    fn new(study: StudyUid, now: Instant) -> Self {
+    fn new(now: Instant) -> Self {
         Series {
-            study,
             instances: BTreeMap::new(),
             carriers: HashMap::new(),
             orderly: true,
             carried_max: 0,
             last_arrival: now,
+            placed: None,
             gap_max: Duration::ZERO,
             conflicting: false,
             closed: false,
@@ -103,10 +111,10 @@ impl Series {
         }
     }
 
-    fn volume(&mut self, series: &SeriesUid) -> SharedVolume {
+    fn volume(&mut self, (study, series): &Key) -> SharedVolume {
         let make = || {
             let instances = self.instances.values().cloned().collect();
-            let mut volume = geometry::place(self.study.clone(), series.clone(), instances);
+            let mut volume = geometry::place(study.clone(), series.clone(), instances);
             volume.revision = self.revision;
             if self.conflicting {
                 volume.flags.push(Flag::ConflictingDuplicate);
@@ -118,7 +126,7 @@ impl Series {
     }
 
     /// Nothing in the geometry or the headers says that slices are still to come.
-    fn is_contiguous(&mut self, series: &SeriesUid) -> bool {
+    fn is_contiguous(&mut self, series: &Key) -> bool {
         let volume = self.volume(series);
         let announced = volume.instances().filter_map(|i| i.header.images_in_acquisition).max().unwrap_or(0);
         volume.slices.len() >= suitability::SLICES_MIN
@@ -126,7 +134,25 @@ impl Series {
             && volume.frames().count() >= announced as usize
     }
 
-    fn closes_at(&mut self, series: &SeriesUid, limits: &Limits) -> Instant {
+    /// Slices came to a series that was complete, or what was read is not all that came.
+    fn reopen(&mut self) {
+        self.closed = false;
+        self.given = false;
+        self.in_vain = None;
+        self.revision += 1;
+    }
+
+    /// It closes no earlier than this; nothing is placed to know it.
+    fn closes_from(&self, limits: &Limits) -> Instant {
+        let wait = match self.carriers.is_empty() {
+            true if self.orderly && self.carried_max > 1 => Duration::ZERO,
+            true => limits.quiet.min(limits.quiet_incomplete),
+            false => limits.quiet_incomplete,
+        };
+        self.last_arrival + wait
+    }
+
+    fn closes_at(&mut self, series: &Key, limits: &Limits) -> Instant {
         let wait = match (self.is_contiguous(series), self.carriers.is_empty()) {
             (true, true) if self.orderly && self.carried_max > 1 => Duration::ZERO,
             // A slow sender shows in its own gaps; wait for at least a few of them.
@@ -137,13 +163,14 @@ impl Series {
     }
 }
 
-/// The open and recently closed series. Owner of what is complete and what is not.
+/// The open and recently closed series. Owner of what is complete and what is not. Of a study it knows every series or
+/// none, so that which of them is the best does not depend on what was forgotten.
 #[derive(Debug)]
 pub struct Assembler {
     limits: Limits,
-    series: BTreeMap<SeriesUid, Series>,
-    /// Closed series, oldest first.
-    closed_order: Vec<SeriesUid>,
+    series: BTreeMap<Key, Series>,
+    /// Studies by when a series of theirs was last closed, oldest first.
+    closed_order: Vec<StudyUid>,
 }
 
 impl Assembler {
@@ -152,22 +179,23 @@ impl Assembler {
         Assembler { limits, series: BTreeMap::new(), closed_order: Vec::new() }
     }
 
-    /// Whether the series is in memory; if not, the driver restores what the spool holds of it first.
-    pub fn knows(&self, series: &SeriesUid) -> bool {
-        self.series.contains_key(series)
+    /// Whether the study is in memory; if not, the driver restores what the spool holds of it first.
+    pub fn knows_study(&self, study: &StudyUid) -> bool {
+        self.series.keys().any(|(of, _)| of == study)
+    }
+
+    /// Whether the series is in memory.
+    pub fn knows(&self, key: &Key) -> bool {
+        self.series.contains_key(key)
     }
 
     /// Forgets a closed series whose instances are about to go; `false` if it is open and must stay. One that is not
     /// known is forgotten already.
-    pub fn forget(&mut self, series: &SeriesUid) -> bool {
-        match self.series.get(series) {
-            Some(found) if !found.closed => return false,
-            Some(_) => {
-                self.series.remove(series);
-                self.closed_order.retain(|uid| uid != series);
-            }
-            None => {}
+    pub fn forget(&mut self, key: &Key) -> bool {
+        if self.series.get(key).is_some_and(|found| !found.closed) {
+            return false;
         }
+        self.series.remove(key);
         true
     }
 
@@ -176,33 +204,42 @@ impl Assembler {
         self.series.values().filter(|s| !s.closed).count()
     }
 
-    /// Takes over what the spool holds of one series after a restart. `judged` is what the ledger says of it: if
-    /// nothing arrived since, the series stays closed.
-    pub fn restore(&mut self, now: Instant, instances: Vec<Instance>, judged: Option<&Judged>) {
+    /// Takes over what the spool holds of one series that is not in memory. `judged` is what the ledger says of it: if
+    /// nothing arrived since, and no conflict that was not read yet, the series stays closed.
+    pub fn restore(
+        &mut self,
+        now: Instant,
+        instances: Vec<Instance>,
+        judged: Option<&Judged>,
+        conflicting: bool,
+    ) {
         let Some(first) = instances.first() else { return };
-        let (study, series_uid) = (first.header.study.clone(), first.header.series.clone());
-        let mut series = Series::new(study, now);
+        let key = (first.header.study.clone(), first.header.series.clone());
+        let mut series = Series::new(now);
         series.instances = instances.into_iter().map(|i| (i.header.sop.clone(), i)).collect();
+        series.conflicting = conflicting;
         if let Some(judged) = judged {
             series.revision = judged.revision;
-            series.closed = series.volume(&series_uid).input_sha256() == judged.input_sha256;
+            series.conflicting |= judged.conflicting;
+            series.closed = series.conflicting == judged.conflicting
+                && series.volume(&key).input_sha256() == judged.input_sha256;
             if series.closed {
                 series.given = judged.why != Some(Why::NotChosen);
                 series.in_vain = judged.why.filter(|why| why.calls_for_another());
-                self.closed_order.push(series_uid.clone());
+                self.closed_order.retain(|study| *study != key.0);
+                self.closed_order.push(key.0.clone());
             } else {
                 series.revision += 1;
                 series.volume = None;
             }
         }
-        self.series.insert(series_uid, series);
-        self.forget_oldest_closed();
+        self.series.insert(key, series);
     }
 
     /// An instance is on disk.
     pub fn on_stored(&mut self, now: Instant, association: Option<u64>, instance: Instance) -> Vec<Action> {
-        let (uid, study) = (instance.header.series.clone(), instance.header.study.clone());
-        let series = self.series.entry(uid.clone()).or_insert_with(|| Series::new(study, now));
+        let key = (instance.header.study.clone(), instance.header.series.clone());
+        let series = self.series.entry(key.clone()).or_insert_with(|| Series::new(now));
         if let Some(association) = association {
             let carried = series.carriers.entry(association).or_default();
             *carried += 1;
@@ -212,30 +249,38 @@ impl Assembler {
             return Vec::new();
         }
         if series.closed {
-            series.closed = false;
-            series.given = false;
-            series.in_vain = None;
-            series.revision += 1;
-            self.closed_order.retain(|u| *u != uid);
+            series.reopen();
         } else if !series.instances.is_empty() {
             series.gap_max = series.gap_max.max(now.saturating_duration_since(series.last_arrival));
         }
         series.last_arrival = now;
         series.instances.insert(instance.header.sop.clone(), instance);
         series.volume = None;
-        let volume = series.volume(&uid);
-        let mut actions = self.close_surplus();
-        if volume.slices.len() >= 3 && suitable_so_far(&volume, self.limits.slices_max) {
-            actions.push(Action::Arriving(volume));
+        let mut actions = Vec::new();
+        let n_max = self.limits.slices_max;
+        let is_due = series.placed.is_none_or(|at| now.saturating_duration_since(at) >= PLACED_EVERY);
+        if is_due && series.instances.len() <= n_max {
+            let volume = series.volume(&key);
+            if volume.slices.len() >= 3 {
+                series.placed = Some(now);
+                if suitable_so_far(&volume, n_max) {
+                    actions.push(Action::Arriving(volume));
+                }
+            }
         }
+        actions.splice(0..0, self.close_surplus());
         actions
     }
 
-    /// The same SOP Instance UID came with other content; the first one stays.
-    pub fn on_conflict(&mut self, series: &SeriesUid) {
-        if let Some(series) = self.series.get_mut(series) {
-            series.conflicting = true;
-            series.volume = None;
+    /// The same SOP Instance UID came with other content; the first one stays. A verdict that does not say so is given
+    /// anew.
+    pub fn on_conflict(&mut self, now: Instant, key: &Key) {
+        let Some(series) = self.series.get_mut(key).filter(|series| !series.conflicting) else { return };
+        series.conflicting = true;
+        series.volume = None;
+        if series.closed {
+            series.reopen();
+            series.last_arrival = now;
         }
     }
 
@@ -252,46 +297,55 @@ impl Assembler {
     /// Closes what is due.
     pub fn on_tick(&mut self, now: Instant) -> Vec<Action> {
         let limits = self.limits;
-        let due: Vec<SeriesUid> = self
+        let due: Vec<Key> = self
             .series
             .iter_mut()
-            .filter_map(|(uid, s)| (!s.closed && s.closes_at(uid, &limits) <= now).then(|| uid.clone()))
+            // Placed only where it can be due.
+            .filter(|(_, s)| !s.closed && s.closes_from(&limits) <= now)
+            .filter_map(|(key, s)| (s.closes_at(key, &limits) <= now).then(|| key.clone()))
             .collect();
-        due.into_iter().flat_map(|uid| self.close(&uid)).collect()
+        due.into_iter().flat_map(|key| self.close(&key)).collect()
     }
 
-    /// When [`Assembler::on_tick`] next has something to do.
-    pub fn next_deadline(&mut self) -> Option<Instant> {
+    /// When [`Assembler::on_tick`] next has something to do. `now`: what may be due by then is looked at closely.
+    pub fn next_deadline(&mut self, now: Instant) -> Option<Instant> {
         let limits = self.limits;
-        self.series.iter_mut().filter(|(_, s)| !s.closed).map(|(uid, s)| s.closes_at(uid, &limits)).min()
+        let open = self.series.iter_mut().filter(|(_, s)| !s.closed);
+        open.map(|(key, s)| match s.closes_from(&limits) {
+            at if at > now => at,
+            _ => s.closes_at(key, &limits),
+        })
+        .min()
     }
 
     /// A series was read in vain: the next best of its study is completed in its place.
     pub fn on_in_vain(&mut self, read: &InVain) -> Option<Action> {
         // What is open again is another series by now.
-        let series = self.series.get_mut(&read.series).filter(|s| s.closed && s.revision == read.revision)?;
+        let series = self.series.get_mut(&read.key).filter(|s| s.closed && s.revision == read.revision)?;
         series.in_vain = Some(read.why);
-        let study = series.study.clone();
-        self.next_of(&study)
+        self.next_of(&read.key.0)
     }
 
     /// After a restart: whether a series was read in vain and the next best of this study still waits for its turn.
     pub fn resume(&mut self, study: &StudyUid) -> Option<Action> {
-        let waits = self.series.values().any(|s| s.study == *study && s.in_vain.is_some());
-        if waits { self.next_of(study) } else { None }
+        let waits = self.series.iter().any(|((of, _), s)| of == study && s.in_vain.is_some());
+        let next = if waits { self.next_of(study) } else { None };
+        self.forget_oldest_closed();
+        next
     }
 
-    fn close(&mut self, uid: &SeriesUid) -> Vec<Action> {
-        let Some(series) = self.series.get_mut(uid) else { return Vec::new() };
+    fn close(&mut self, key: &Key) -> Vec<Action> {
+        let Some(series) = self.series.get_mut(key) else { return Vec::new() };
         series.closed = true;
-        self.closed_order.push(uid.clone());
-        let (volume, study) = (series.volume(uid), series.study.clone());
+        let (volume, study) = (series.volume(key), key.0.clone());
+        self.closed_order.retain(|of| *of != study);
+        self.closed_order.push(study.clone());
         let mut actions = Vec::new();
         if suitability::by_headers(&volume, self.limits.slices_max).is_err() {
             actions.push(Action::Complete(volume));
             // It may have been the best as long as it was open.
             actions.extend(self.next_of(&study));
-        } else if self.best_of(&study).as_ref() == Some(uid) {
+        } else if self.best_of(&study).as_ref() == Some(key) {
             actions.extend(self.next_of(&study));
         } else {
             actions.push(Action::NotChosen(volume));
@@ -302,44 +356,58 @@ impl Assembler {
 
     /// The best series of a study, if it is complete and was not given to the judge yet.
     fn next_of(&mut self, study: &StudyUid) -> Option<Action> {
-        let uid = self.best_of(study)?;
-        let series = self.series.get_mut(&uid).filter(|s| s.closed && !s.given)?;
+        let key = self.best_of(study)?;
+        let series = self.series.get_mut(&key).filter(|s| s.closed && !s.given)?;
         series.given = true;
-        Some(Action::Complete(series.volume(&uid)))
+        Some(Action::Complete(series.volume(&key)))
     }
 
     /// The best series of a study that can still be read, complete or not.
-    fn best_of(&mut self, study: &StudyUid) -> Option<SeriesUid> {
+    fn best_of(&mut self, study: &StudyUid) -> Option<Key> {
         let slices_max = self.limits.slices_max;
         let volumes: Vec<(SharedVolume, Option<Why>)> = self
             .series
             .iter_mut()
-            .filter(|(_, s)| s.study == *study)
-            .map(|(uid, s)| (s.volume(uid), s.in_vain))
+            .filter(|((of, _), _)| of == study)
+            .map(|(key, s)| (s.volume(key), s.in_vain))
             .collect();
         let candidates: Vec<Candidate> =
             volumes.iter().map(|(volume, in_vain)| Candidate { volume, in_vain: *in_vain }).collect();
-        study::best(&candidates, slices_max).map(|v| v.series.clone())
+        study::best(&candidates, slices_max).map(|v| (study.clone(), v.series.clone()))
     }
 
     fn close_surplus(&mut self) -> Vec<Action> {
         let mut actions = Vec::new();
         while self.n_open() > self.limits.open_series_max {
             let oldest = self.series.iter().filter(|(_, s)| !s.closed).min_by_key(|(_, s)| s.last_arrival);
-            let Some(uid) = oldest.map(|(uid, _)| uid.clone()) else { break };
-            actions.extend(self.close(&uid));
+            let Some(key) = oldest.map(|(key, _)| key.clone()) else { break };
+            actions.extend(self.close(&key));
         }
         actions
     }
 
     fn forget_oldest_closed(&mut self) {
-        let slices = |uid: &SeriesUid| self.series.get(uid).map_or(0, |s| s.instances.len());
-        let mut n_slices: usize = self.closed_order.iter().map(slices).sum();
-        while self.closed_order.len() > self.limits.closed_series_max
-            || (n_slices > self.limits.closed_slices_max && self.closed_order.len() > 1)
-        {
-            let uid = self.closed_order.remove(0);
-            n_slices -= self.series.remove(&uid).map_or(0, |s| s.instances.len());
+        // A study with an open series stays whole; its turn comes when that closes.
+        let mut n_slices: HashMap<&StudyUid, usize> = HashMap::new();
+        for ((study, _), series) in &self.series {
+            *n_slices.entry(study).or_default() += series.instances.len();
+        }
+        let is_open = |study: &StudyUid| self.series.iter().any(|((of, _), s)| of == study && !s.closed);
+        let closed: Vec<(StudyUid, usize)> = (self.closed_order.iter())
+            .filter(|study| !is_open(study))
+            .map(|study| (study.clone(), n_slices.get(study).copied().unwrap_or(0)))
+            .collect();
+        let mut n_studies = closed.len();
+        let mut n_slices: usize = closed.iter().map(|(_, n)| n).sum();
+        for (study, n) in closed {
+            let is_over =
+                n_studies > self.limits.closed_studies_max || n_slices > self.limits.closed_slices_max;
+            if !is_over || n_studies == 1 {
+                return;
+            }
+            self.series.retain(|(of, _), _| *of != study);
+            self.closed_order.retain(|of| *of != study);
+            (n_studies, n_slices) = (n_studies - 1, n_slices - n);
         }
     }
 }
@@ -352,7 +420,7 @@ fn suitable_so_far(volume: &super::Volume, slices_max: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::assemble::testing::{instance_at, series_uid};
+    use crate::assemble::testing::{instance_at, series_uid, study_uid};
     use proptest::prelude::*;
 
     const LIMITS: Limits = Limits {
@@ -360,9 +428,13 @@ mod tests {
         quiet_incomplete: Duration::from_millis(10_000),
         open_series_max: 4,
         slices_max: 100,
-        closed_series_max: 8,
+        closed_studies_max: 8,
         closed_slices_max: 30,
     };
+
+    fn key() -> Key {
+        (study_uid(), series_uid())
+    }
 
     /// A script of the night: events at t milliseconds.
     struct Night {
@@ -409,7 +481,7 @@ mod tests {
         }
         assert!(night.tick(5_000).is_empty(), "the association is still open");
         assert_eq!(night.release(5_010, 1), [20]);
-        assert_eq!(night.assembler.next_deadline(), None);
+        assert_eq!(night.assembler.next_deadline(night.at(90_000)), None);
     }
 
     #[test]
@@ -455,36 +527,113 @@ mod tests {
         }
         night.release(1, 1);
         assert!(night.store(60_000, 2, 3).is_empty());
-        assert_eq!(night.assembler.next_deadline(), None);
+        assert_eq!(night.assembler.next_deadline(night.at(90_000)), None);
     }
 
     #[test]
     fn only_a_closed_series_is_forgotten() {
         let mut night = Night::new();
         (0..12).for_each(|i| drop(night.store(i, 1, i as usize)));
-        assert!(!night.assembler.forget(&series_uid()), "it is open");
+        assert!(!night.assembler.forget(&key()), "it is open");
         let _ = night.assembler.on_released(night.at(100), 1, true);
         assert_eq!(night.assembler.n_open(), 0);
-        assert!(night.assembler.forget(&series_uid()) && !night.assembler.knows(&series_uid()));
-        assert!(night.assembler.forget(&series_uid()), "again is harmless");
+        assert!(night.assembler.forget(&key()) && !night.assembler.knows(&key()));
+        assert!(night.assembler.forget(&key()), "again is harmless");
+    }
+
+    /// Slice `i` of one series of a study.
+    fn slice_of(study: &str, series: &str, i: usize) -> Instance {
+        let mut instance = instance_at(i, i as f64 * 5.0);
+        let header = Arc::make_mut(&mut instance.header);
+        header.study = StudyUid::parse(study).unwrap();
+        header.series = SeriesUid::parse(series).unwrap();
+        instance
     }
 
     #[test]
-    fn closed_series_are_remembered_up_to_a_number_of_slices_and_the_last_one_in_any_case() {
+    fn closed_studies_are_remembered_whole_up_to_a_number_of_slices_and_the_last_one_in_any_case() {
         let mut night = Night::new();
-        let uid = |n: u64| SeriesUid::parse(&format!("1.9.{n}")).unwrap();
+        let study = |n: u64| format!("1.8.{n}");
         for (n, slices) in [(0, 10), (1, 10), (2, 15), (3, 40)] {
             for i in 0..slices {
-                let mut instance = instance_at(i, i as f64 * 5.0);
-                Arc::make_mut(&mut instance.header).series = uid(n);
+                // Two series of each.
+                let instance = slice_of(&study(n), &format!("1.9.{}", i % 2), i);
                 night.assembler.on_stored(night.at(n * 100), Some(n), instance);
             }
             let _ = night.assembler.on_released(night.at(n * 100 + 1), n, true);
             night.tick(n * 100 + 90_000);
-            let known: Vec<u64> = (0..4).filter(|n| night.assembler.knows(&uid(*n))).collect();
+            let knows = |n: &u64| night.assembler.knows_study(&StudyUid::parse(&study(*n)).unwrap());
+            let known: Vec<u64> = (0..4).filter(knows).collect();
             let expected: &[u64] = [&[0][..], &[0, 1], &[1, 2], &[3]][n as usize];
-            assert_eq!(known, expected, "after series {n}");
+            assert_eq!(known, expected, "after study {n}");
+            assert!(night.assembler.series.len() == 2 * known.len(), "whole or not at all");
         }
+    }
+
+    #[test]
+    fn a_study_that_comes_again_under_another_uid_is_another_study() {
+        let mut night = Night::new();
+        for (association, study) in [(1, "1.8.1"), (2, "1.8.2")] {
+            // The same series and instances, as a console sends them after it corrected the patient.
+            for i in 0..12 {
+                night.assembler.on_stored(
+                    night.at(association),
+                    Some(association),
+                    slice_of(study, "1.9.1", i),
+                );
+            }
+            let actions = night.assembler.on_released(night.at(association + 10), association, true);
+            let [Action::Complete(volume)] = &actions[..] else { panic!("{actions:?}") };
+            assert_eq!((volume.study.as_str(), volume.slices.len()), (study, 12));
+            assert!(volume.instances().all(|i| i.header.study.as_str() == study), "nobody's slices mix");
+        }
+    }
+
+    #[test]
+    fn a_conflict_after_the_verdict_is_said_in_another_one() {
+        let mut night = Night::new();
+        (0..12).for_each(|i| drop(night.store(0, 1, i)));
+        assert_eq!(night.release(1, 1), [12]);
+        night.assembler.on_conflict(night.at(60_000), &key());
+        assert_eq!(night.assembler.n_open(), 1);
+        let actions = night.assembler.on_tick(night.at(70_001));
+        let [Action::Complete(volume)] = &actions[..] else { panic!("{actions:?}") };
+        assert_eq!((volume.revision, volume.flags.contains(&Flag::ConflictingDuplicate)), (1, true));
+        night.assembler.on_conflict(night.at(80_000), &key());
+        assert_eq!(night.assembler.n_open(), 0, "it has been said");
+        // After a restart too, whether it was said or not.
+        let instances: Vec<Instance> = (0..12).map(|i| instance_at(i, i as f64 * 5.0)).collect();
+        for (said, is_open) in [(false, 1), (true, 0)] {
+            let input_sha256 = volume.input_sha256();
+            let judged = Judged { input_sha256, revision: 0, why: None, conflicting: said };
+            let mut night = Night::new();
+            night.assembler.restore(night.at(0), instances.clone(), Some(&judged), true);
+            assert_eq!(night.assembler.n_open(), is_open);
+        }
+    }
+
+    #[test]
+    fn what_an_arrival_costs_does_not_grow_with_what_came_before() {
+        let mut night = Night::new();
+        let mut n_placed = 0;
+        for i in 0..10_000u64 {
+            // One second of a sender without end, far beyond the slices of a series.
+            let instance = slice_of("1.8.1", "1.9.1", 0);
+            let mut instance = Instance { path: format!("{i}.dcm").into(), ..instance };
+            let header = Arc::make_mut(&mut instance.header);
+            header.sop = SopInstanceUid::parse(&format!("1.9.1.{}", i + 1)).unwrap();
+            header.geometry.as_mut().unwrap().position_mm[2] = i as f64;
+            night.assembler.on_stored(night.at(i / 10), Some(1), instance);
+            let key = night.assembler.series.keys().next().unwrap().clone();
+            n_placed += usize::from(night.assembler.series[&key].volume.is_some());
+            assert!(night.assembler.next_deadline(night.at(i / 10)).is_some());
+            assert!(night.assembler.on_tick(night.at(i / 10)).is_empty());
+        }
+        assert!(n_placed <= 20, "placed {n_placed} times");
+        let actions = night.assembler.on_released(night.at(30_000), 1, true);
+        let [Action::Complete(volume)] = &actions[..] else { panic!("{actions:?}") };
+        assert_eq!(suitability::by_headers(volume, LIMITS.slices_max), Err(Why::TooManySlices));
+        assert_eq!(volume.instances().count(), 10_000);
     }
 
     #[test]
@@ -493,11 +642,11 @@ mod tests {
         let instances: Vec<_> = (0..12).map(|i| instance_at(i, i as f64 * 5.0)).collect();
         let sha256 = geometry::place(instances[0].header.study.clone(), series_uid(), instances.clone())
             .input_sha256();
-        let judged = Judged { input_sha256: sha256, revision: 0, why: None };
-        night.assembler.restore(night.at(0), instances.clone(), Some(&judged));
-        assert_eq!(night.assembler.next_deadline(), None);
+        let judged = Judged { input_sha256: sha256, revision: 0, why: None, conflicting: false };
+        night.assembler.restore(night.at(0), instances.clone(), Some(&judged), false);
+        assert_eq!(night.assembler.next_deadline(night.at(90_000)), None);
         let mut fresh = Night::new();
-        fresh.assembler.restore(fresh.at(0), instances, None);
+        fresh.assembler.restore(fresh.at(0), instances, None, false);
         assert_eq!(fresh.tick(1_500), [12]);
     }
 
@@ -537,7 +686,7 @@ mod tests {
     }
 
     fn in_vain(uid: &str, why: Why) -> InVain {
-        InVain { series: SeriesUid::parse(uid).unwrap(), revision: 0, why }
+        InVain { key: (study_uid(), SeriesUid::parse(uid).unwrap()), revision: 0, why }
     }
 
     const HEAD: (&str, usize) = ("1.9.2", 12);
@@ -580,7 +729,7 @@ mod tests {
             let instances = stack(uid, n);
             let series = SeriesUid::parse(uid).unwrap();
             let sha256 = geometry::place(instances[0].header.study.clone(), series, instances.clone());
-            (instances, Judged { input_sha256: sha256.input_sha256(), revision: 0, why })
+            (instances, Judged { input_sha256: sha256.input_sha256(), revision: 0, why, conflicting: false })
         };
         for (neck, head, turn) in [
             (Some(Why::NotHead), Some(Why::NotChosen), true),
@@ -591,9 +740,9 @@ mod tests {
             let now = night.at(0);
             for ((uid, n), why) in [(NECK, neck), (HEAD, head)] {
                 let (instances, judged) = judged(uid, n, why);
-                night.assembler.restore(now, instances, Some(&judged));
+                night.assembler.restore(now, instances, Some(&judged), false);
             }
-            let study = crate::assemble::testing::study_uid();
+            let study = study_uid();
             let next = night.assembler.resume(&study);
             expect(next.as_slice(), if turn { &[(HEAD.0, "read")] } else { &[] });
             assert!(night.assembler.resume(&study).is_none(), "once");

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use super::{Flag, PlacedSlice, Volume};
 use crate::decide::suitability;
-use crate::dicom::{PlaneGeometry, SeriesUid, StudyUid};
+use crate::dicom::{PlaneGeometry, SeriesUid, SopInstanceUid, StudyUid};
 use crate::spool::Instance;
 
 /// Two positions closer than this are one position, mm.
@@ -22,7 +22,8 @@ const UPRIGHT_COS: f64 = 0.99985;
 /// stack; the rest is `unplaced`. An instance with frames of its own counts as that many slices.
 pub fn place(study: StudyUid, series: SeriesUid, instances: Vec<Instance>) -> Volume {
     let mut instances: Vec<Instance> = instances.into_iter().flat_map(Instance::into_slices).collect();
-    instances.sort_by_key(|i| i.header.id());
+    // Not by `id`, which is made anew for each comparison.
+    instances.sort_by(|a, b| order(a).cmp(&order(b)));
     // One localiser or screen save among axial images is set aside; a series of nothing else is judged as what it is.
     let (mut images, mut unplaced): (Vec<_>, Vec<_>) =
         instances.into_iter().partition(|i| suitability::is_plain_image(&i.header));
@@ -82,8 +83,12 @@ pub fn place(study: StudyUid, series: SeriesUid, instances: Vec<Instance>) -> Vo
     }
     flags.sort_unstable();
     flags.dedup();
-    unplaced.sort_by_key(|i| i.header.id());
+    unplaced.sort_by(|a, b| order(a).cmp(&order(b)));
     Volume { study, series, unplaced, slices: kept, steps_mm, normal, flags, revision: 0 }
+}
+
+fn order(instance: &Instance) -> (&SopInstanceUid, Option<u32>) {
+    (&instance.header.sop, instance.header.frame.as_ref().map(|frame| frame.number))
 }
 
 /// The step that most slices keep, mm: the lower median. `None` for fewer than two slices.

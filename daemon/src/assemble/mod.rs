@@ -16,7 +16,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::decide::Why;
-use crate::dicom::{SeriesUid, StudyUid};
+pub use assembler::Key;
+
+use crate::dicom::{SeriesUid, SopInstanceUid, StudyUid};
 use crate::spool::Instance;
 
 /// A slice with its place along the normal.
@@ -99,15 +101,12 @@ impl Volume {
 
     /// SHA-256 over the sorted (SOP Instance UID, data set hash) pairs, hex: what was read, whatever order it came in.
     pub fn input_sha256(&self) -> String {
-        let mut pairs: Vec<_> = self.instances().map(|i| (&i.header.sop, i.sha256)).collect();
-        pairs.sort();
-        let mut hash = Sha256::new();
-        for (sop, sha256) in pairs {
-            hash.update(sop.as_str());
-            hash.update([0]);
-            hash.update(sha256);
-        }
-        crate::hex(&hash.finalize())
+        input_sha256(self.instances().map(|i| (i.header.sop.clone(), i.sha256)).collect())
+    }
+
+    /// What it is known by.
+    pub fn key(&self) -> Key {
+        (self.study.clone(), self.series.clone())
     }
 
     /// Distance from the lowest to the highest slice, mm.
@@ -125,6 +124,20 @@ pub struct Judged {
     pub revision: u32,
     /// Why it was not analysed, if it was not.
     pub why: Option<Why>,
+    /// It says that another content of one of its instances came.
+    pub conflicting: bool,
+}
+
+/// SHA-256 over the sorted (SOP Instance UID, data set hash) pairs, hex.
+pub fn input_sha256(mut pairs: Vec<(SopInstanceUid, [u8; 32])>) -> String {
+    pairs.sort();
+    let mut hash = Sha256::new();
+    for (sop, sha256) in pairs {
+        hash.update(sop.as_str());
+        hash.update([0]);
+        hash.update(sha256);
+    }
+    crate::hex(&hash.finalize())
 }
 
 /// A volume shared between stages.
@@ -135,7 +148,7 @@ pub(crate) mod testing {
     //! Instances without files, for tests of the pure stages.
 
     use super::*;
-    use crate::dicom::{Phi, PlaneGeometry, SliceHeader, SopInstanceUid};
+    use crate::dicom::{Phi, PlaneGeometry, SliceHeader};
 
     pub fn study_uid() -> StudyUid {
         StudyUid::parse("1.2.3").unwrap()

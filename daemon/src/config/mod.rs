@@ -231,7 +231,7 @@ pub struct Assemble {
     pub quiet_incomplete_ms: u64,
     /// Series held open at once; the oldest closes first.
     pub open_series_max: usize,
-    /// Slices per series; more are set aside.
+    /// Slices per series; with more it is not analysed, and not looked at while it grows.
     pub slices_max: usize,
 }
 

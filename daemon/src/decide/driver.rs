@@ -10,10 +10,9 @@ use std::sync::Arc;
 use tokio::sync::{Notify, mpsc};
 
 use super::{Disposition, Policy, Stage, Verdict, Why, decide, suitability};
-use crate::assemble::SharedVolume;
 use crate::assemble::assembler::{Action, InVain};
+use crate::assemble::{Key, SharedVolume};
 use crate::clock;
-use crate::dicom::SeriesUid;
 use crate::evidence::counts;
 use crate::health::Pulse;
 use crate::infer::driver::{Job, Jobs, Outcome};
@@ -66,9 +65,9 @@ struct Judge {
     waiting: VecDeque<SharedVolume>,
     reading: usize,
     /// Series with an attempt on record since this start.
-    attempted: HashSet<SeriesUid>,
+    attempted: HashSet<Key>,
     /// Series that may not be read again.
-    crashed: HashSet<SeriesUid>,
+    crashed: HashSet<Key>,
     /// Verdicts that the database did not take; tried again each second. While one waits, so do later ones of its series.
     unrecorded: VecDeque<Unrecorded>,
     /// Series that stood back lately: an early look at one may still be on its way.
@@ -142,7 +141,7 @@ impl Judge {
                 self.stood_back.drain(..self.stood_back.len().saturating_sub(STOOD_BACK_MAX));
             }
             Action::Complete(volume) => {
-                self.stood_back.retain(|v| v.series != volume.series);
+                self.stood_back.retain(|v| v.key() != volume.key());
                 log::info!(
                     event = "series_closed", slices = volume.slices.len(), revision = volume.revision;
                     "series complete"
@@ -162,9 +161,9 @@ impl Judge {
 
     /// Whether an early look at the series is all that the ledger holds of it.
     fn has_looked(&self, volume: &SharedVolume) -> bool {
-        let waits = self.unrecorded.iter().any(|u| u.volume.series == volume.series);
+        let waits = self.unrecorded.iter().any(|u| u.volume.key() == volume.key());
         waits
-            || blocking(|| self.wiring.ledger.is_provisional(&volume.series)).unwrap_or_else(|error| {
+            || blocking(|| self.wiring.ledger.is_provisional(&volume.key())).unwrap_or_else(|error| {
                 log::error!(event = "ledger_failed"; "the ledger could not be read: {error}");
                 false
             })
@@ -172,21 +171,21 @@ impl Judge {
 
     /// Writes the attempt down before the first reading of a series, so that a crash leaves its trace.
     fn may_read(&mut self, volume: &SharedVolume) -> bool {
-        let series = &volume.series;
-        if self.crashed.contains(series) {
+        let key = &volume.key();
+        if self.crashed.contains(key) {
             return false;
         }
-        if self.attempted.contains(series) {
+        if self.attempted.contains(key) {
             return true;
         }
         let ledger = &self.wiring.ledger;
-        let attempts = blocking(|| ledger.begin_attempt(series, &volume.input_sha256()));
+        let attempts = blocking(|| ledger.begin_attempt(key, &volume.input_sha256()));
         match attempts {
             Ok(n) if n > CRASHES_MAX => {
-                self.crashed.insert(series.clone());
+                self.crashed.insert(key.clone());
                 false
             }
-            Ok(_) => self.attempted.insert(series.clone()),
+            Ok(_) => self.attempted.insert(key.clone()),
             Err(error) => {
                 log::error!(event = "ledger_failed"; "attempt could not be recorded: {error}");
                 true
@@ -228,10 +227,10 @@ impl Judge {
             }
             _ => None,
         };
-        let series = volume.series.clone();
+        let key = volume.key();
         self.record(Unrecorded { volume, verdict, timings, lesion });
         if stage == Stage::Provisional
-            && let Some(at) = self.stood_back.iter().position(|v| v.series == series)
+            && let Some(at) = self.stood_back.iter().position(|v| v.key() == key)
             && let Some(whole) = self.stood_back.remove(at)
         {
             self.read(whole);
@@ -252,7 +251,7 @@ impl Judge {
 
     fn record(&mut self, unrecorded: Unrecorded) {
         let Unrecorded { volume, verdict, timings, lesion } = &unrecorded;
-        if self.unrecorded.iter().any(|u| u.volume.series == volume.series) {
+        if self.unrecorded.iter().any(|u| u.volume.key() == volume.key()) {
             self.unrecorded.push_back(unrecorded);
             return;
         }
@@ -306,16 +305,16 @@ impl Judge {
         if let Some(last_ms) = record.arrival.last_ms {
             counts::final_verdict(record.decided_wall_ms.saturating_sub(last_ms));
         }
-        self.attempted.remove(&volume.series);
+        self.attempted.remove(&volume.key());
         if verdict.disposition.why() != Some(Why::Crashed)
-            && let Err(error) = blocking(|| ledger.end_attempt(&volume.series))
+            && let Err(error) = blocking(|| ledger.end_attempt(&volume.key()))
         {
             log::error!(event = "ledger_failed"; "attempt could not be closed: {error}");
         }
-        let _ = self.wiring.jobs.try_send(Job::Forget(volume.series.clone()));
+        let _ = self.wiring.jobs.try_send(Job::Forget(volume.key()));
         if let Some(why) = verdict.disposition.why().filter(|why| why.calls_for_another()) {
-            let series = volume.series.clone();
-            let _ = self.wiring.in_vain.send(InVain { series, revision: volume.revision, why });
+            let (key, revision) = (volume.key(), volume.revision);
+            let _ = self.wiring.in_vain.send(InVain { key, revision, why });
         }
     }
 }

@@ -15,6 +15,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::assemble::Key;
 use crate::clock;
 use crate::dicom::{SeriesUid, StudyUid};
 use crate::ledger::Ledger;
@@ -40,7 +41,7 @@ impl Default for Config {
 }
 
 /// Asks the assembler to forget a closed series; `false` if it is open.
-pub type Forget = (SeriesUid, oneshot::Sender<bool>);
+pub type Forget = (Key, oneshot::Sender<bool>);
 
 const INTERVAL: Duration = Duration::from_secs(30);
 const HOUR_MS: u64 = 3_600_000;
@@ -174,7 +175,8 @@ impl Wiring {
     async fn remove(&self, judged: &Judged) -> bool {
         let Some((study, series)) = uids(judged) else { return false };
         let (answer_tx, answer) = oneshot::channel();
-        let forgotten = match self.forget.send((series.clone(), answer_tx)).await {
+        let key = (study.clone(), series.clone());
+        let forgotten = match self.forget.send((key, answer_tx)).await {
             Ok(()) => answer.await.unwrap_or(false),
             Err(_) => false,
         };

@@ -12,8 +12,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use super::Reading;
 use super::cache::SeriesCache;
 use super::reader::{ReadError, Reader};
-use crate::assemble::SharedVolume;
-use crate::dicom::SeriesUid;
+use crate::assemble::{Key, SharedVolume};
 use crate::health::Pulse;
 
 /// Jobs waiting for the reader; reading ahead beyond that is dropped, complete volumes wait with the judge.
@@ -39,7 +38,7 @@ pub enum Job {
     /// Read and answer.
     Complete(SharedVolume),
     /// Forget what was read ahead of this series.
-    Forget(SeriesUid),
+    Forget(Key),
 }
 
 /// The reader's answer.
@@ -109,11 +108,11 @@ struct Worker {
     reader: Arc<Reader>,
     pulse: Pulse,
     outcomes: mpsc::Sender<Outcome>,
-    caches: HashMap<SeriesUid, SeriesCache>,
+    caches: HashMap<Key, SeriesCache>,
     /// Series with a cache, the longest untouched first.
-    order: VecDeque<SeriesUid>,
+    order: VecDeque<Key>,
     /// Slices read at the last provisional look.
-    looked: HashMap<SeriesUid, usize>,
+    looked: HashMap<Key, usize>,
     /// The answer to a complete series that the judge has not taken yet; nothing else is read meanwhile.
     unheard: Option<Outcome>,
     idle: Idle,
@@ -161,16 +160,16 @@ impl Worker {
     fn take_in(&mut self, queue: &mut Queue, job: Job) {
         match job {
             Job::Complete(volume) => {
-                queue.arriving.retain(|v| v.series != volume.series);
+                queue.arriving.retain(|v| v.key() != volume.key());
                 queue.complete.push_back(volume);
             }
-            Job::Arriving(volume) => match queue.arriving.iter_mut().find(|v| v.series == volume.series) {
+            Job::Arriving(volume) => match queue.arriving.iter_mut().find(|v| v.key() == volume.key()) {
                 Some(older) => *older = volume,
                 None => queue.arriving.push_back(volume),
             },
-            Job::Forget(series) => {
-                queue.arriving.retain(|v| v.series != series);
-                self.forget(&series);
+            Job::Forget(key) => {
+                queue.arriving.retain(|v| v.key() != key);
+                self.forget(&key);
             }
         }
     }
@@ -181,8 +180,8 @@ impl Worker {
             return;
         }
         if let Some(volume) = queue.complete.pop_front() {
-            let reading = self.reader.clone().read(&volume, self.cache(&volume.series));
-            self.cache(&volume.series).let_planes_go();
+            let reading = self.reader.clone().read(&volume, self.cache(&volume.key()));
+            self.cache(&volume.key()).let_planes_go();
             self.unheard = Some(Outcome { volume, complete: true, reading });
             self.bound_caches();
         } else if let Some(volume) = queue.arriving.pop_front()
@@ -197,7 +196,7 @@ impl Worker {
         let reader = self.reader.clone();
         let at_once = AHEAD_PER_THREAD * reader.threads();
         let threshold = reader.policy().provisional.thresholds[0];
-        let cache = self.cache(&volume.series);
+        let cache = self.cache(&volume.key());
         let more = match reader.prefetch(volume, cache, at_once) {
             Ok(more) => more,
             Err(error) => {
@@ -208,10 +207,10 @@ impl Worker {
         };
         let n_read = cache.n_read();
         let worth = n_read >= PROVISIONAL_SLICES_MIN && reader.confident_pair(volume, cache) >= threshold;
-        let looked = self.looked.get(&volume.series).copied().unwrap_or(0);
+        let looked = self.looked.get(&volume.key()).copied().unwrap_or(0);
         if worth && n_read > looked {
-            let reading = reader.read(volume, self.cache(&volume.series));
-            self.looked.insert(volume.series.clone(), n_read + 3);
+            let reading = reader.read(volume, self.cache(&volume.key()));
+            self.looked.insert(volume.key(), n_read + 3);
             let outcome = Outcome { volume: volume.clone(), complete: false, reading };
             if let Err(TrySendError::Full(_)) = self.outcomes.try_send(outcome) {
                 log::warn!(event = "provisional_dropped"; "the judge is busy, a provisional look is dropped");
@@ -233,7 +232,7 @@ impl Worker {
         }
     }
 
-    fn cache(&mut self, series: &SeriesUid) -> &mut SeriesCache {
+    fn cache(&mut self, series: &Key) -> &mut SeriesCache {
         self.order.retain(|s| s != series);
         self.order.push_back(series.clone());
         self.caches.entry(series.clone()).or_default()
@@ -249,7 +248,7 @@ impl Worker {
         }
     }
 
-    fn forget(&mut self, series: &SeriesUid) {
+    fn forget(&mut self, series: &Key) {
         self.caches.remove(series);
         self.looked.remove(series);
         self.order.retain(|s| s != series);
@@ -273,6 +272,8 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::assemble::testing::study_uid;
+    use crate::dicom::SeriesUid;
     use crate::health::Pulses;
     use crate::infer::reader_tests::{OnDisk, quick_reader};
 
@@ -299,8 +300,8 @@ mod tests {
         let volume = series(14, 5.0);
         worker.take_in(&mut queue, Job::Arriving(volume.clone()));
         worker.work(&mut queue);
-        assert!(worker.caches.contains_key(&volume.series) && !queue.is_empty());
-        worker.take_in(&mut queue, Job::Forget(volume.series.clone()));
+        assert!(worker.caches.contains_key(&volume.key()) && !queue.is_empty());
+        worker.take_in(&mut queue, Job::Forget(volume.key()));
         assert!(queue.is_empty() && worker.caches.is_empty() && worker.order.is_empty());
     }
 
@@ -311,7 +312,7 @@ mod tests {
         let arriving = series(14, 5.0);
         worker.take_in(&mut queue, Job::Arriving(arriving.clone()));
         worker.work(&mut queue);
-        assert_eq!(worker.caches[&arriving.series].n_read(), 1);
+        assert_eq!(worker.caches[&arriving.key()].n_read(), 1);
         worker.take_in(&mut queue, Job::Complete(other(&arriving, "1.2.9")));
         worker.work(&mut queue);
         worker.say_unheard();
@@ -346,7 +347,7 @@ mod tests {
     #[test]
     fn caches_are_bounded_by_what_they_hold_and_the_series_at_hand_stays() {
         let (mut worker, _heard) = worker();
-        let uid = |i: usize| SeriesUid::parse(&format!("1.2.{i}")).unwrap();
+        let uid = |i: usize| (study_uid(), SeriesUid::parse(&format!("1.2.{i}")).unwrap());
         for i in 1..=CACHES_MAX + 5 {
             worker.cache(&uid(i));
             worker.bound_caches();

@@ -81,18 +81,25 @@ pub(super) fn keep_replaced(tx: &Transaction, verdict: &Verdict, at_ms: u64) -> 
              decided_ms, closed_ms)
          SELECT 'replaced', study_uid, series_uid, instances, input_sha256, revision, verdict, coalesce(calling_ae, ''),
              decided_ms, ?3
-         FROM series WHERE series_uid = ?1 AND stage = 'final' AND verdict <> ?2",
-        params![verdict.series.as_str(), verdict.canonical_json(), integer(at_ms)],
+         FROM series WHERE study_uid = ?4 AND series_uid = ?1 AND stage = 'final' AND verdict <> ?2",
+        params![
+            verdict.series.as_str(),
+            verdict.canonical_json(),
+            integer(at_ms),
+            verdict.study.as_str()
+        ],
     )
     .map_err(doing("keep a verdict"))?;
-    close_late(tx, verdict.series.as_str(), at_ms)
+    close_late(tx, verdict, at_ms)
 }
 
 /// What came late has gone, or belongs to another verdict now.
-fn close_late(tx: &Transaction, series_uid: &str, at_ms: u64) -> Result<(), LedgerError> {
+fn close_late(tx: &Transaction, verdict: &Verdict, at_ms: u64) -> Result<(), LedgerError> {
     let sql = "UPDATE side_verdicts SET closed_ms = ?2
-               WHERE series_uid = ?1 AND kind = 'late' AND closed_ms IS NULL";
-    tx.execute(sql, params![series_uid, integer(at_ms)]).map(|_| ()).map_err(doing("close a late verdict"))
+               WHERE study_uid = ?3 AND series_uid = ?1 AND kind = 'late' AND closed_ms IS NULL";
+    tx.execute(sql, params![verdict.series.as_str(), integer(at_ms), verdict.study.as_str()])
+        .map(|_| ())
+        .map_err(doing("close a late verdict"))
 }
 
 /// Whether a verdict is only about slices that came again after their series was judged and purged. Fewer than were
@@ -101,10 +108,10 @@ pub(super) fn is_late(tx: &Transaction, verdict: &Verdict) -> Result<bool, Ledge
     if verdict.stage == Stage::Provisional || matches!(verdict.disposition, Disposition::Suspected(_)) {
         return Ok(false);
     }
-    let sql =
-        "SELECT instances FROM series WHERE series_uid = ?1 AND stage = 'final' AND purged_ms IS NOT NULL";
+    let sql = "SELECT instances FROM series
+         WHERE study_uid = ?1 AND series_uid = ?2 AND stage = 'final' AND purged_ms IS NOT NULL";
     let judged: Option<i64> = tx
-        .query_row(sql, [verdict.series.as_str()], |r| r.get(0))
+        .query_row(sql, [verdict.study.as_str(), verdict.series.as_str()], |r| r.get(0))
         .optional()
         .map_err(doing("read the ledger"))?;
     Ok(judged.is_some_and(|n| (verdict.instances as u64) < n.unsigned_abs()))
@@ -117,12 +124,12 @@ pub(super) fn record_late(
     record: &Record,
     [study_ref, series_ref]: [&str; 2],
 ) -> Result<(), LedgerError> {
-    close_late(tx, verdict.series.as_str(), record.decided_wall_ms)?;
+    close_late(tx, verdict, record.decided_wall_ms)?;
     tx.execute(
         "INSERT INTO side_verdicts (kind, study_uid, series_uid, instances, input_sha256, revision, verdict, calling_ae,
              decided_ms)
          VALUES ('late', ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
-         ON CONFLICT (series_uid, input_sha256) WHERE kind = 'late'
+         ON CONFLICT (study_uid, series_uid, input_sha256) WHERE kind = 'late'
          DO UPDATE SET closed_ms = NULL, decided_ms = excluded.decided_ms",
         params![
             verdict.study.as_str(),
@@ -246,7 +253,7 @@ mod tests {
         let events: Vec<String> = audit::list(dir.path()).unwrap().into_iter().map(|r| r.event).collect();
         assert_eq!(events, ["disposition", "late_after_purge"]);
         // A restart does not read it again: what lies in the spool is what was recorded.
-        let read = ledger.already_read().unwrap();
+        let read = ledger.judged_of(&late(1, "aa").study).unwrap();
         assert_eq!(read.values().next().unwrap().input_sha256, "aa");
         // It goes like anything else, and the row still stands.
         ledger.record(&late(2, "bb"), &at(4_000)).unwrap();

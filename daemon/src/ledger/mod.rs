@@ -39,11 +39,11 @@ use sha2::{Digest, Sha256};
 
 use crate::alert::document::StudyDisposition;
 use crate::alert::topic;
-use crate::assemble::Judged;
+use crate::assemble::{Judged, Key};
 use crate::clock;
 use crate::config::Site;
 use crate::decide::{Stage, Verdict, Why};
-use crate::dicom::SeriesUid;
+use crate::dicom::{SeriesUid, StudyUid};
 use crate::hex;
 use crate::infer::Timings;
 use crate::report::Lesion;
@@ -297,47 +297,52 @@ impl Ledger {
 
     /// Writes down that reading a series is about to start; returns how often that was tried with this very input
     /// without an end. A series that has grown since starts again at 1: a power cut while it arrives is no fault of it.
-    pub fn begin_attempt(&self, series: &SeriesUid, input_sha256: &str) -> Result<u32, LedgerError> {
+    pub fn begin_attempt(&self, (study, series): &Key, input_sha256: &str) -> Result<u32, LedgerError> {
         self.lock()
             .query_row(
-                "INSERT INTO attempts VALUES (?1, ?2, 1)
-                 ON CONFLICT (series_uid) DO UPDATE SET count = iif(input_sha256 = ?2, count + 1, 1), input_sha256 = ?2
-                 RETURNING count",
-                params![series.as_str(), input_sha256],
+                "INSERT INTO attempts (study_uid, series_uid, input_sha256, count) VALUES (?1, ?2, ?3, 1)
+                 ON CONFLICT (study_uid, series_uid)
+                 DO UPDATE SET count = iif(input_sha256 = ?3, count + 1, 1), input_sha256 = ?3 RETURNING count",
+                params![study.as_str(), series.as_str(), input_sha256],
                 |row| row.get(0),
             )
             .map_err(doing("record an attempt"))
     }
 
     /// The reading came to an end.
-    pub fn end_attempt(&self, series: &SeriesUid) -> Result<(), LedgerError> {
-        let deleted = self.lock().execute("DELETE FROM attempts WHERE series_uid = ?1", [series.as_str()]);
+    pub fn end_attempt(&self, (study, series): &Key) -> Result<(), LedgerError> {
+        let sql = "DELETE FROM attempts WHERE study_uid = ?1 AND series_uid = ?2";
+        let deleted = self.lock().execute(sql, [study.as_str(), series.as_str()]);
         deleted.map(|_| ()).map_err(doing("close an attempt"))
     }
 
     /// Whether an early look is all there is of a series: its final disposition is still to come.
-    pub fn is_provisional(&self, series: &SeriesUid) -> Result<bool, LedgerError> {
-        let sql = "SELECT count(*) FROM series WHERE series_uid = ?1 AND stage = 'provisional'";
-        let n = self.lock().query_row(sql, [series.as_str()], |r| r.get::<_, i64>(0));
+    pub fn is_provisional(&self, (study, series): &Key) -> Result<bool, LedgerError> {
+        let sql = "SELECT count(*) FROM series
+                   WHERE study_uid = ?1 AND series_uid = ?2 AND stage = 'provisional'";
+        let n = self.lock().query_row(sql, [study.as_str(), series.as_str()], |r| r.get::<_, i64>(0));
         n.map(|n| n > 0).map_err(doing("read the ledger"))
     }
 
-    /// Every series with a final disposition.
-    pub fn already_read(&self) -> Result<HashMap<SeriesUid, Judged>, LedgerError> {
+    /// Every series of a study with a final disposition.
+    pub fn judged_of(&self, study: &StudyUid) -> Result<HashMap<SeriesUid, Judged>, LedgerError> {
         let connection = self.lock();
         // Of a purged series the spool holds what came late.
-        let sql = "SELECT s.series_uid, coalesce(l.input_sha256, s.input_sha256), s.revision, s.reason FROM series AS s
-                   LEFT JOIN side_verdicts AS l
-                       ON l.series_uid = s.series_uid AND l.kind = 'late' AND l.closed_ms IS NULL
-                   WHERE s.stage = 'final'";
-        let mut statement = connection.prepare(sql).map_err(doing("read the ledger"))?;
+        let sql = "SELECT s.series_uid, coalesce(l.input_sha256, s.input_sha256), s.revision, s.reason,
+                       instr(coalesce(l.verdict, s.verdict), '\"conflicting_duplicate\"') > 0
+                   FROM series AS s LEFT JOIN side_verdicts AS l
+                       ON l.study_uid = s.study_uid AND l.series_uid = s.series_uid AND l.kind = 'late'
+                       AND l.closed_ms IS NULL
+                   WHERE s.study_uid = ?1 AND s.stage = 'final'";
+        let mut statement = connection.prepare_cached(sql).map_err(doing("read the ledger"))?;
         let judged = |r: &rusqlite::Row| {
             let why = r.get::<_, Option<String>>(3)?.and_then(|code| Why::of_code(&code));
-            let judged = Judged { input_sha256: r.get(1)?, revision: r.get(2)?, why };
+            let conflicting = r.get(4)?;
+            let judged = Judged { input_sha256: r.get(1)?, revision: r.get(2)?, why, conflicting };
             Ok((r.get::<_, String>(0)?, judged))
         };
         let rows = statement
-            .query_map([], judged)
+            .query_map([study.as_str()], judged)
             .and_then(Iterator::collect::<Result<Vec<_>, _>>)
             .map_err(doing("read the ledger"))?;
         Ok(rows.into_iter().filter_map(|(uid, read)| Some((SeriesUid::parse(&uid).ok()?, read))).collect())
@@ -477,8 +482,10 @@ fn series_rows(
     let sql = format!("SELECT study_uid, series_uid, study_ref, disposition, reason, stage, revision, instances, input_sha256,
                model_sha256, verdict, decided_ms, coalesce(calling_ae, ''), received_first_ms, received_last_ms,
                timings, purged_ms, rowid,
-               (SELECT max(instances) FROM side_verdicts AS v WHERE v.series_uid = s.series_uid AND v.kind = 'late'),
-               (SELECT count(*) FROM side_verdicts AS v WHERE v.series_uid = s.series_uid AND v.kind = 'replaced')
+               (SELECT max(instances) FROM side_verdicts AS v WHERE v.study_uid = s.study_uid AND v.series_uid = s.series_uid
+                AND v.kind = 'late'),
+               (SELECT count(*) FROM side_verdicts AS v WHERE v.study_uid = s.study_uid AND v.series_uid = s.series_uid
+                AND v.kind = 'replaced')
                FROM series AS s WHERE {condition} ORDER BY decided_ms, series_uid");
     let mut statement = connection.prepare(&sql).map_err(doing("read the ledger"))?;
     let rows = statement.query_map(params, |r| {
@@ -628,7 +635,7 @@ mod tests {
         let alert = alert_of(&ledger).unwrap();
         assert_eq!(Some((alert.alert_id.clone(), alert.rev)), first.alert);
         assert_eq!((ledger.boot(), ledger.open_alert_count().unwrap()), (2, 1));
-        assert_eq!(ledger.already_read().unwrap().len(), 1);
+        assert_eq!(ledger.judged_of(&verdict(1, Stage::Final, None).study).unwrap().len(), 1);
         assert_eq!(ledger.reference("1.2.3"), first.study_ref);
     }
 
@@ -655,7 +662,8 @@ mod tests {
     #[test]
     fn a_third_attempt_is_counted_as_such() {
         let dir = tempfile::tempdir().unwrap();
-        let series = SeriesUid::parse("1.2.3.1").unwrap();
+        let key = |study: &str| (StudyUid::parse(study).unwrap(), SeriesUid::parse("1.2.3.1").unwrap());
+        let (series, other) = (key("1.2.3"), key("1.2.4"));
         for n in 1..=3 {
             let ledger = Ledger::open(dir.path(), &site()).unwrap();
             assert_eq!(ledger.begin_attempt(&series, "00").unwrap(), n);
@@ -663,6 +671,24 @@ mod tests {
         let ledger = Ledger::open(dir.path(), &site()).unwrap();
         ledger.end_attempt(&series).unwrap();
         assert_eq!(ledger.begin_attempt(&series, "00").unwrap(), 1);
+        assert_eq!(ledger.begin_attempt(&other, "00").unwrap(), 1, "another study's");
+    }
+
+    #[test]
+    fn one_series_under_two_studies_is_two_rows_two_alerts_and_two_verdicts() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path(), &site()).unwrap();
+        let first = verdict(1, Stage::Final, Some(0.9));
+        let second = Verdict { study: StudyUid::parse("1.2.4").unwrap(), ..first.clone() };
+        let alerts = [&first, &second, &first].map(|v| ledger.record(v, &Record::default()).unwrap().alert);
+        assert_eq!(ledger.series().unwrap().len(), 2);
+        let id = |n: usize| alerts[n].as_ref().map(|(id, _)| id.clone());
+        assert!(id(0).is_some() && id(1).is_some() && id(0) != id(1), "{alerts:?}");
+        for v in [&first, &second] {
+            assert_eq!(ledger.judged_of(&v.study).unwrap().len(), 1);
+            assert_eq!(ledger.series_of(v.study.as_str()).unwrap()[0].study_uid, v.study.as_str());
+        }
+        assert!(evidence::find(dir.path(), "1.2.3.1").unwrap().len() == 2, "by the series' UID both");
     }
 
     #[test]

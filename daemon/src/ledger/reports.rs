@@ -107,11 +107,11 @@ impl Ledger {
     ) -> Result<Vec<ReportRow>, LedgerError> {
         let sql = "SELECT seq, study_uid, series_uid, verdict, verdict_sha256, lesion, decided_ms,
                        (SELECT verdict_sha256 FROM reports AS e WHERE e.destination = r.destination AND
-                        e.series_uid = r.series_uid AND e.seq < r.seq AND e.state = 'delivered'
+                        e.study_uid = r.study_uid AND e.series_uid = r.series_uid AND e.seq < r.seq AND e.state = 'delivered'
                         ORDER BY e.seq DESC LIMIT 1)
                    FROM reports AS r WHERE destination = ?1 AND state = 'waiting' AND NOT EXISTS
                        (SELECT 1 FROM reports AS e WHERE e.destination = r.destination AND
-                        e.series_uid = r.series_uid AND e.seq < r.seq AND e.state = 'waiting')
+                        e.study_uid = r.study_uid AND e.series_uid = r.series_uid AND e.seq < r.seq AND e.state = 'waiting')
                        AND seq NOT IN (SELECT value FROM json_each(?3))
                    ORDER BY seq LIMIT ?2";
         let but = serde_json::to_string(but).map_err(LedgerError::Document)?;

@@ -22,8 +22,10 @@ pub struct Judged {
 /// An alert that still wants somebody, a report or the series itself on its way: it stays.
 const OPEN: &str = "EXISTS (SELECT 1 FROM alerts AS a WHERE a.study_uid = s.study_uid
                         AND a.state NOT IN ('resolved', 'withdrawn', 'expired'))
-                    OR EXISTS (SELECT 1 FROM reports AS r WHERE r.series_uid = s.series_uid AND r.state = 'waiting')
-                    OR EXISTS (SELECT 1 FROM forwards AS f WHERE f.series_uid = s.series_uid AND f.state = 'waiting')";
+                    OR EXISTS (SELECT 1 FROM reports AS r WHERE r.study_uid = s.study_uid
+                        AND r.series_uid = s.series_uid AND r.state = 'waiting')
+                    OR EXISTS (SELECT 1 FROM forwards AS f WHERE f.study_uid = s.study_uid
+                        AND f.series_uid = s.series_uid AND f.state = 'waiting')";
 
 impl Ledger {
     /// Finally judged series of which nothing is open, decided before `before_ms`, oldest first.
@@ -52,9 +54,10 @@ impl Ledger {
         if judged.late.is_some() {
             return Ok(());
         }
-        let sql = "UPDATE series SET purge_ended_ms = ?2 WHERE series_uid = ?1 AND purged_ms IS NOT NULL";
+        let sql = "UPDATE series SET purge_ended_ms = ?2
+                   WHERE study_uid = ?3 AND series_uid = ?1 AND purged_ms IS NOT NULL";
         self.lock()
-            .execute(sql, params![judged.series_uid, integer(at_ms)])
+            .execute(sql, params![judged.series_uid, integer(at_ms), judged.study_uid])
             .map(|_| ())
             .map_err(doing("end a purge"))
     }
@@ -65,27 +68,36 @@ impl Ledger {
         let sql = match judged.late {
             Some(_) => format!(
                 "UPDATE side_verdicts AS s SET closed_ms = ?3
-                 WHERE series_uid = ?1 AND decided_ms = ?2 AND kind = 'late' AND closed_ms IS NULL AND NOT ({OPEN})"
+                 WHERE study_uid = ?4 AND series_uid = ?1 AND decided_ms = ?2 AND kind = 'late' AND closed_ms IS NULL AND NOT ({OPEN})"
             ),
             None => format!(
                 "UPDATE series AS s SET purged_ms = ?3, purge_ended_ms = NULL
-                 WHERE series_uid = ?1 AND decided_ms = ?2 AND stage = 'final' AND purged_ms IS NULL AND NOT ({OPEN})"
+                 WHERE study_uid = ?4 AND series_uid = ?1 AND decided_ms = ?2 AND stage = 'final' AND purged_ms IS NULL AND NOT ({OPEN})"
             ),
         };
         self.change(|tx| {
-            tx.execute(&sql, params![judged.series_uid, integer(judged.decided_ms), integer(at_ms)])
-                .map(|n| n == 1)
-                .map_err(doing("mark a purge"))
+            tx.execute(
+                &sql,
+                params![judged.series_uid, integer(judged.decided_ms), integer(at_ms), judged.study_uid],
+            )
+            .map(|n| n == 1)
+            .map_err(doing("mark a purge"))
         })
     }
 
     /// Takes the mark back: the series was not what was judged any more, and stayed.
     pub fn unmark_purged(&self, judged: &Judged) -> Result<(), LedgerError> {
-        let (sql, of) = match judged.late {
-            Some(seq) => ("UPDATE side_verdicts SET closed_ms = NULL WHERE seq = ?1", seq.to_string()),
-            None => ("UPDATE series SET purged_ms = NULL WHERE series_uid = ?1", judged.series_uid.clone()),
+        let connection = self.lock();
+        let undone = match judged.late {
+            Some(seq) => {
+                connection.execute("UPDATE side_verdicts SET closed_ms = NULL WHERE seq = ?1", [seq])
+            }
+            None => connection.execute(
+                "UPDATE series SET purged_ms = NULL WHERE study_uid = ?1 AND series_uid = ?2",
+                [&judged.study_uid, &judged.series_uid],
+            ),
         };
-        self.lock().execute(sql, [of]).map(|_| ()).map_err(doing("take back a purge"))
+        undone.map(|_| ()).map_err(doing("take back a purge"))
     }
 
     /// What names instances that are still wanted: answers to storage commitment that nobody has taken, set-aside

@@ -11,8 +11,9 @@ pub const VERSION: i64 = MIGRATIONS.len() as i64;
 pub const READABLE_FROM: i64 = if REVIEWED.0 == VERSION { REVIEWED.1 } else { VERSION };
 
 /// The last version that was looked at, and the oldest whose programs may use it. 9 takes columns away that a program of
-/// 8 writes with every alert: after an update across it, the slot that returns refuses the database (78). 10 only adds.
-const REVIEWED: (i64, i64) = (10, 9);
+/// 8 writes with every alert, and 11 keys series and attempts by study as well, which a program of 10 does not: after an
+/// update across one of them, the slot that returns refuses the database (78).
+const REVIEWED: (i64, i64) = (11, 11);
 
 /// `MIGRATIONS[n]` takes version n to n + 1.
 pub const MIGRATIONS: &[&str] = &[
@@ -102,6 +103,52 @@ UPDATE alerts SET begun_elapsed_ms = raised_elapsed_ms, heard_elapsed_ms = deliv
 ALTER TABLE outbox ADD COLUMN expiry_s INTEGER;
 CREATE INDEX alerts_by_state ON alerts (state);
 CREATE INDEX series_by_decision ON series (decided_ms, study_uid);
+",
+    // A series is known by its study and its UID: a study that was corrected comes again with the same series. Attempts
+    // that were open start again at one.
+    "
+CREATE TABLE series_keyed (
+    study_uid TEXT NOT NULL,
+    series_uid TEXT NOT NULL,
+    study_ref TEXT NOT NULL,
+    disposition TEXT NOT NULL,
+    reason TEXT,
+    stage TEXT NOT NULL,
+    revision INTEGER NOT NULL,
+    instances INTEGER NOT NULL,
+    input_sha256 TEXT NOT NULL,
+    model_sha256 TEXT,
+    program TEXT NOT NULL,
+    verdict TEXT NOT NULL,
+    timings TEXT NOT NULL,
+    decided_ms INTEGER NOT NULL,
+    calling_ae TEXT,
+    received_first_ms INTEGER,
+    received_last_ms INTEGER,
+    purged_ms INTEGER,
+    purge_ended_ms INTEGER,
+    PRIMARY KEY (study_uid, series_uid)
+) STRICT;
+INSERT INTO series_keyed (rowid, study_uid, series_uid, study_ref, disposition, reason, stage, revision, instances,
+    input_sha256, model_sha256, program, verdict, timings, decided_ms, calling_ae, received_first_ms, received_last_ms,
+    purged_ms, purge_ended_ms)
+SELECT rowid, study_uid, series_uid, study_ref, disposition, reason, stage, revision, instances, input_sha256,
+    model_sha256, program, verdict, timings, decided_ms, calling_ae, received_first_ms, received_last_ms, purged_ms,
+    purge_ended_ms FROM series;
+DROP TABLE series;
+ALTER TABLE series_keyed RENAME TO series;
+CREATE INDEX series_by_uid ON series (series_uid);
+CREATE INDEX series_by_decision ON series (decided_ms, study_uid);
+DROP TABLE attempts;
+CREATE TABLE attempts (
+    study_uid TEXT NOT NULL,
+    series_uid TEXT NOT NULL,
+    input_sha256 TEXT NOT NULL,
+    count INTEGER NOT NULL,
+    PRIMARY KEY (study_uid, series_uid)
+) STRICT;
+DROP INDEX late_once;
+CREATE UNIQUE INDEX late_once ON side_verdicts (study_uid, series_uid, input_sha256) WHERE kind = 'late';
 ",
 ];
 

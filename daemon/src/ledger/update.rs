@@ -120,7 +120,7 @@ mod tests {
         let ledger = ledger(dir.path());
         let finding = verdict(1, Stage::Final, Some(0.9));
         ledger.record(&finding, &Record { decided_wall_ms: now, ..Record::default() }).unwrap();
-        ledger.begin_attempt(&finding.series, "00").unwrap();
+        ledger.begin_attempt(&(finding.study.clone(), finding.series.clone()), "00").unwrap();
         ledger.raise_technical("proof_failed", "trouble of the box waits for nobody").unwrap();
         let waiting = Ledger::waiting(dir.path(), now).unwrap();
         assert_eq!((waiting.alerts, waiting.readings.len(), waiting.read.len()), (1, 1, 1));

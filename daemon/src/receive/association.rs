@@ -616,8 +616,9 @@ impl Session<'_> {
             }
             Stored::Conflict(instance) => {
                 log::warn!(event = "conflicting_duplicate", association = self.number; "same UID, other content: quarantined");
-                let (series, sop) = (instance.header.series.clone(), instance.header.sop.clone());
-                self.shared.events.offer(Event::Conflict { series, sop });
+                let header = &instance.header;
+                let (study, series) = (header.study.clone(), header.series.clone());
+                self.shared.events.offer(Event::Conflict { study, series, sop: header.sop.clone() });
             }
             Stored::Aside(instance) => {
                 self.note_transfer(&instance.header);

@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 
 use crate::commit::Commitments;
 use crate::config;
-use crate::dicom::{SeriesUid, SopInstanceUid};
+use crate::dicom::{SeriesUid, SopInstanceUid, StudyUid};
 use crate::evidence::auditor::{Auditor, Refusal};
 use crate::health::Pulse;
 use crate::spool::{Instance, Spool};
@@ -45,6 +45,8 @@ pub enum Event {
     },
     /// The same SOP Instance UID came with other content.
     Conflict {
+        /// Study of the one that stays.
+        study: StudyUid,
         /// Its series.
         series: SeriesUid,
         /// Its UID.

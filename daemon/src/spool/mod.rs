@@ -19,7 +19,7 @@ mod sink;
 pub use arrival::Arrival;
 pub use purge::Purged;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -347,7 +347,8 @@ impl Spool {
         quarantine(&mut places, path)
     }
 
-    /// Every instance in the tree. A file that cannot be read any more is reported, never lost in silence.
+    /// Every instance in the tree at once.
+    #[cfg(test)]
     pub fn rescan(&self) -> Result<Vec<Instance>, SpoolError> {
         let mut found = Vec::new();
         for study in folders(&self.root.join("studies"))? {
@@ -399,6 +400,72 @@ impl Spool {
             .map(|e| e.path())
             .filter(|p| p.extension().is_some_and(|e| e == "dcm"))
             .collect())
+    }
+
+    /// Studies of the tree, by UID.
+    pub fn studies(&self) -> Result<Vec<StudyUid>, SpoolError> {
+        let folders = folders(&self.root.join("studies"))?;
+        Ok(folders.iter().filter_map(|f| StudyUid::parse(f.file_name()?.to_str()?).ok()).collect())
+    }
+
+    /// Series of a study, by UID; none of one that has gone.
+    pub fn series_of(&self, study: &StudyUid) -> Result<Vec<SeriesUid>, SpoolError> {
+        let folders = match folders(&self.root.join("studies").join(study.as_str())) {
+            Err(SpoolError::Folder { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                Vec::new()
+            }
+            folders => folders?,
+        };
+        Ok(folders.iter().filter_map(|f| SeriesUid::parse(f.file_name()?.to_str()?).ok()).collect())
+    }
+
+    /// Instances of a series with the hashes noted in them, without a look at header or pixels; `None` where one has no
+    /// note, or could not be read. `beat` is called for each.
+    pub fn noted(
+        &self,
+        study: &StudyUid,
+        series: &SeriesUid,
+        beat: &dyn Fn(),
+    ) -> Result<Option<Vec<(SopInstanceUid, [u8; 32])>>, SpoolError> {
+        let mut noted = Vec::new();
+        for path in files(&self.series_folder(study, series))? {
+            beat();
+            let sop = path.file_stem().and_then(|s| s.to_str()).and_then(|s| SopInstanceUid::parse(s).ok());
+            let Some((sop, sha256)) = sop.zip(noted_sha256(&path).ok().flatten()) else { return Ok(None) };
+            noted.push((sop, sha256));
+        }
+        Ok(Some(noted))
+    }
+
+    /// The instances of one series, and whether some could not be read that may be another time. What goes meanwhile, and
+    /// a file that makes no sense, is left out. `beat` is called for each.
+    pub fn read(
+        &self,
+        study: &StudyUid,
+        series: &SeriesUid,
+        beat: &dyn Fn(),
+    ) -> Result<(Vec<Instance>, bool), SpoolError> {
+        let (mut found, mut missed) = (Vec::new(), false);
+        for path in files(&self.series_folder(study, series))? {
+            beat();
+            match Instance::read_own(path) {
+                Ok(instance) => found.push(instance),
+                Err(HeaderError::Read { source }) if source.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    missed |= matches!(error, HeaderError::Read { .. });
+                    log::error!(event = "spool_unreadable"; "a stored instance cannot be read: {}", crate::chain(&error));
+                }
+            }
+        }
+        Ok((found, missed))
+    }
+
+    /// SOP Instance UIDs of which another content lies in quarantine.
+    pub fn quarantined(&self) -> Result<HashSet<String>, SpoolError> {
+        let files = files(&self.root.join("quarantine"))?;
+        // `<sop>.<16 hex>.dcm`
+        let sop = |path: &PathBuf| Some(path.file_stem()?.to_str()?.rsplit_once('.')?.0.to_owned());
+        Ok(files.iter().filter_map(sop).collect())
     }
 
     /// The instances of one series.
@@ -484,6 +551,16 @@ fn folders(path: &Path) -> Result<Vec<PathBuf>, SpoolError> {
     let mut paths: Vec<PathBuf> = entries.flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect();
     paths.sort();
     Ok(paths)
+}
+
+/// Files of a folder; none of one that has gone.
+fn files(folder: &Path) -> Result<Vec<PathBuf>, SpoolError> {
+    match fs::read_dir(folder) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        entries => entries
+            .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
+            .map_err(|source| SpoolError::Folder { path: folder.into(), source }),
+    }
 }
 
 fn read_series(
