@@ -76,6 +76,9 @@ impl Instance {
     }
 }
 
+/// Instances of a series and the hashes noted in them.
+pub type Noted = Vec<(SopInstanceUid, [u8; 32])>;
+
 /// At these the spool refuses aloud.
 #[derive(Debug, Clone, Copy)]
 pub struct SpoolLimits {
@@ -426,7 +429,7 @@ impl Spool {
         study: &StudyUid,
         series: &SeriesUid,
         beat: &dyn Fn(),
-    ) -> Result<Option<Vec<(SopInstanceUid, [u8; 32])>>, SpoolError> {
+    ) -> Result<Option<Noted>, SpoolError> {
         let mut noted = Vec::new();
         for path in files(&self.series_folder(study, series))? {
             beat();
