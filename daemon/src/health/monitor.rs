@@ -195,8 +195,9 @@ impl Wiring {
         let strangers = self.stations.misplaced();
         reasons.extend(strangers.iter().map(|name| format!("station_role:{name}")));
         let state = match &vitals.silence {
-            _ if !reasons.is_empty() => State::Degraded,
+            // Somebody works on the box: that is said whatever else is wrong meanwhile, and the reasons with it.
             Some(silence) if silence.kind == "maintenance" => State::Maintenance,
+            _ if !reasons.is_empty() => State::Degraded,
             _ => State::Ready,
         };
         let silence = vitals.silence.clone();
