@@ -164,10 +164,12 @@ class Dicom(unittest.TestCase):
         self.assertEqual(self.refusal(ImagePositionPatient=lambda i: [0, 0, 5.0 * (i // 2)], n=20), "same_position")
         self.assertEqual(self.refusal(ImageOrientationPatient=[0, 1, 0, 0, 0, -1]), "not_axial")
         self.assertEqual(self.refusal(ImageType=["DERIVED", "SECONDARY", "MIP"]), "derived")
+        beside = self.write(series="1.2.3.6", ImageType=lambda i: ["DERIVED", "SECONDARY", "MIP" if i == 0 else "OTHER"])
+        self.assertEqual(len(readers.dicom_series(beside).hu), len(beside) - 1, "a map beside a stack is set aside")
         self.assertEqual(self.refusal(PhotometricInterpretation="MONOCHROME1"), "undecodable")
-        for bone in ("BONE", "BONEPLUS", "H60s", "H70h", "Hr68", "J70h", "YA", "FC30", "FC81"):
+        for bone in ("BONE", "BONEPLUS", "HD BONE", "H60s", "H70h", "Hr68", "J70h", "I70f", "Hv70", "Bv60", "YA", "FC30", "FC52", "FC81", "B_SHARP_C"):
             self.assertTrue(readers.is_bone_kernel(bone), bone)
-        for soft in ("STANDARD", "SOFT", "H31s", "J40s", "UB", "FC21", "FC68", "Hr38"):
+        for soft in ("STANDARD", "STD+", "SOFT", "H31s", "J40s", "I31f", "Qr36", "Hv40", "UB", "FC21", "FC68", "Hr38", "B_SOFT_B", "", "KERNEL 7", "H", "HRX60", "H600"):
             self.assertFalse(readers.is_bone_kernel(soft), soft)
 
     def test_a_lying_image_is_turned_with_its_spacing_and_a_repeat_is_dropped(self):

@@ -82,10 +82,12 @@ def phantom(folder: Path) -> Study:
     return Study(f"phantom-{folder.parent.name}-{folder.name}", hu, labels, z, info["pixel_mm"], info["pixel_mm"], np.load(folder / "mask.npy"))
 
 
-BONE_WORDS = ("BONE", "EDGE", "LUNG", "ULTRA")
-BONE_LETTERS = ("YA", "YB", "YC", "YD", "YE", "D", "E")
+SHARP_WORDS = ("BONE", "EDGE", "LUNG", "ULTRA", "SHARP", "INNER EAR")
+SOFT_WORDS = ("SOFT", "STANDARD", "STD", "SMOOTH", "BRAIN", "DETAIL")
+SHARP_LETTERS = ("YA", "YB", "YC", "YD", "YE", "D", "E", "L")
 DERIVED_KINDS = {"PERFUSION", "MIP", "MINIP", "VRT", "SSD", "RADIAL", "SCREEN SAVE", "BATCHMODE", "CURVED"}
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
+CT_CLASSES = (CT_IMAGE_STORAGE, "1.2.840.10008.5.1.4.1.1.2.1")
 SLICES_MIN, STEP_MAX_MM, SAME_POSITION_MM, PARALLEL_COS = 8, 12.0, 0.01, 0.9999
 """As in the daemon's `decide::suitability` and `assemble::geometry`."""
 
@@ -106,13 +108,19 @@ class Series:
 
 
 def is_bone_kernel(kernel: str) -> bool:
-    """Whether a Convolution Kernel name is a sharp one by its vendor's scheme."""
+    """Whether a Convolution Kernel name is a sharp one by its vendor's scheme; `decide::suitability::kernel` in the daemon."""
     kernel = kernel.strip().upper()
-    if kernel.startswith(BONE_WORDS) or kernel in BONE_LETTERS:
+    if any(word in kernel for word in SHARP_WORDS):
         return True
-    if found := re.match(r"FC(\d+)", kernel):
-        return int(found[1]) in (*range(30, 40), *range(80, 90))
-    return any(60 <= int(n) <= 99 for p in ("HR", "HC", "H", "J", "B", "BL", "BR", "U") for n in re.findall(rf"^{p}(\d+)", kernel))
+    if any(word in kernel for word in SOFT_WORDS):
+        return False
+    if kernel in SHARP_LETTERS:
+        return True
+    found = re.match(r"([A-Z]*)(\d*)", kernel)
+    family, digits = found[1], found[2]
+    if family == "FC":
+        return digits.isdigit() and int(digits) in (*range(30, 40), *range(50, 60), *range(80, 90))
+    return len(family) in (1, 2) and len(digits) == 2 and int(digits) >= 60
 
 
 def decimal(ds, tag: int, default: float) -> float:
@@ -164,6 +172,12 @@ def plane(ds):
     return (row, column, np.asarray(position), tuple(spacing)) if usable else None
 
 
+def lies_beside(ds) -> bool:
+    """A screen save or a map: nobody misses it in the stack."""
+    derived = DERIVED_KINDS.intersection(ds.get("ImageType", []))
+    return bool(derived) or str(ds.get("SOPClassUID")) not in CT_CLASSES or int(ds.get("SamplesPerPixel") or 1) != 1
+
+
 def unsuitable(headers) -> str | None:
     """Why the daemon refuses a series by what its headers say, before their places are looked at."""
     types = {str(t) for ds in headers for t in ds.get("ImageType", [])}
@@ -189,9 +203,11 @@ def dicom_series(files: list[Path]) -> Series:
     import pydicom
 
     headers = sorted((pydicom.dcmread(path) for path in files), key=lambda ds: str(ds.SOPInstanceUID))
+    # Localisers, screen saves and maps lie beside a stack, unless there is nothing else.
     headers = [ds for ds in headers if "LOCALIZER" not in ds.get("ImageType", [])]
     if not headers:
         raise Refused("localizer")
+    headers = [ds for ds in headers if not lies_beside(ds)] or headers
     if why := unsuitable(headers):
         raise Refused(why)
     stacks: list[list] = []
