@@ -1,4 +1,4 @@
-//! The wiring: the only file that knows every stage. It reads top to bottom in the order the data flows.
+//! The wiring: every task is built and started here. It reads top to bottom in the order the data flows.
 //!
 //! Build everything (a bad model or key ends here, before a port is bound), bind, announce, serve, drain.
 
