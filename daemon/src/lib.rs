@@ -6,7 +6,7 @@
 //! receive --Instance--> spool --SliceHeader--> assemble --Volume--> infer --Reading--> decide --Verdict--> alert
 //! ```
 //!
-//! Beside the line: `config`, `clock`, `enrol`, `health`, `ledger`, `station`. Only [`daemon`] knows every stage.
+//! Beside the line: `config`, `clock`, `enrol`, `health`, `ledger`, `station`. [`daemon`] starts them all.
 #![forbid(unsafe_code)]
 
 pub mod dicom;
