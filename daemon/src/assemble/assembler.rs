@@ -22,7 +22,9 @@ use crate::decide::{Why, suitability};
 use crate::dicom::{SeriesUid, SopInstanceUid, StudyUid};
 use crate::spool::Instance;
 
-/// A series is placed anew so often at most while it grows: what placing costs does not depend on who sends how fast.
+/// Up to so many slices a series is placed at each arrival, so that reading ahead never waits; beyond, so often at most:
+/// what placing costs does not depend on who sends how much how fast.
+const PLACED_EACH_MAX: usize = 256;
 const PLACED_EVERY: Duration = Duration::from_millis(100);
 
 /// Quiet times and bounds; see `config::Assemble`.
@@ -258,8 +260,10 @@ impl Assembler {
         series.volume = None;
         let mut actions = Vec::new();
         let n_max = self.limits.slices_max;
-        let is_due = series.placed.is_none_or(|at| now.saturating_duration_since(at) >= PLACED_EVERY);
-        if is_due && series.instances.len() <= n_max {
+        let n = series.instances.len();
+        let is_due = n <= PLACED_EACH_MAX
+            || series.placed.is_none_or(|at| now.saturating_duration_since(at) >= PLACED_EVERY);
+        if is_due && n <= n_max {
             let volume = series.volume(&key);
             if volume.slices.len() >= 3 {
                 series.placed = Some(now);
@@ -615,6 +619,8 @@ mod tests {
     #[test]
     fn what_an_arrival_costs_does_not_grow_with_what_came_before() {
         let mut night = Night::new();
+        let limits = Limits { slices_max: 4_000, ..LIMITS };
+        night.assembler = Assembler::new(limits);
         let mut n_placed = 0;
         for i in 0..10_000u64 {
             // One second of a sender without end, far beyond the slices of a series.
@@ -629,10 +635,10 @@ mod tests {
             assert!(night.assembler.next_deadline(night.at(i / 10)).is_some());
             assert!(night.assembler.on_tick(night.at(i / 10)).is_empty());
         }
-        assert!(n_placed <= 20, "placed {n_placed} times");
+        assert!(n_placed <= PLACED_EACH_MAX + 20, "placed {n_placed} times");
         let actions = night.assembler.on_released(night.at(30_000), 1, true);
         let [Action::Complete(volume)] = &actions[..] else { panic!("{actions:?}") };
-        assert_eq!(suitability::by_headers(volume, LIMITS.slices_max), Err(Why::TooManySlices));
+        assert_eq!(suitability::by_headers(volume, limits.slices_max), Err(Why::TooManySlices));
         assert_eq!(volume.instances().count(), 10_000);
     }
 
