@@ -43,6 +43,7 @@ pub fn config(args: &Args, dir: &Path, broker_port: u16) -> Result<PathBuf, Stri
     let keys: Vec<PathBuf> = std::fs::read_dir(model.with_file_name("keys"))
         .map_err(|e| e.to_string())?
         .filter_map(|e| Some(e.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|e| e == "pub"))
         .collect();
     let text = format!(
         "[site]\nname = \"bench\"\ndevice = \"ct-1\"\nprofile = \"assist\"\n[state]\ndirectory = {dir:?}\n\
