@@ -185,6 +185,12 @@ impl Machine {
         serde_json::from_slice(&self.ichd(&["status", "--json"]).stdout).unwrap()
     }
 
+    /// Judges the running slot; exit code and what was said.
+    fn mark_good(&self, wait_s: &str, more: &[&str]) -> (i32, String) {
+        let output = self.ichd(&[&["mark-good", "--wait-s", wait_s], more].concat());
+        (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
     /// Installs; exit code and what was said on both streams.
     fn install(&self, bundle: &Path, more: &[&str]) -> (i32, String) {
         let mut arguments = vec!["install", "--json", bundle.to_str().unwrap()];
@@ -442,11 +448,8 @@ fn a_slot_stays_only_after_proof_of_life_and_a_failed_one_is_left_aloud() {
     let listener = Listener::on(&broker);
     let mut appliance = Appliance::alerts_to(&broker);
     let mut machine = Machine::beside(&appliance);
-    let mark = |machine: &Machine, more: &[&str]| {
-        let patience: &[&str] = if more.is_empty() { &["--wait-s", "60"] } else { &["--wait-s", "0"] };
-        let output = machine.ichd(&[&["mark-good"], patience, more].concat());
-        (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
-    };
+    let mark =
+        |machine: &Machine, more: &[&str]| machine.mark_good(if more.is_empty() { "60" } else { "0" }, more);
     // From the factory: nothing is proven, and nothing may be lost by a daemon that is not there.
     appliance.kill();
     let (code, words) = mark(&machine, &["--json"]);
@@ -512,18 +515,14 @@ fn a_proven_slot_is_kept_however_long_its_broker_is_away() {
     let mut broker = Mosquitto::start();
     let appliance = Appliance::alerts_to(&broker);
     let mut machine = Machine::beside(&appliance);
-    let mark = |machine: &Machine, patience: &str| {
-        let output = machine.ichd(&["mark-good", "--wait-s", patience]);
-        (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
-    };
-    assert_eq!(mark(&machine, "60").0, 0);
+    assert_eq!(machine.mark_good("60", &[]).0, 0);
     // The next boot, and nobody to hear an alert.
     assert_eq!(machine.reboots(), "A");
     broker.down();
     assert_eq!(machine.status()["reboot_pending"], false, "that it is not marked is no order to leave it");
     let timer = machine.ichd(&["install", "--if-configured", "--reboot"]);
     assert_eq!((timer.status.code(), machine.at("bin/asked").exists()), (Some(0), false), "{timer:?}");
-    let (code, words) = mark(&machine, "1");
+    let (code, words) = machine.mark_good("1", &[]);
     assert_eq!(code, 75, "{words}");
     assert!(!machine.at("tried.A").exists(), "its attempt was earned before");
     let status = machine.status();
@@ -544,8 +543,8 @@ fn without_rauc_nothing_is_judged_and_that_has_an_exit_code_of_its_own() {
     let _alone = alone();
     let mut machine = Machine::boots_a();
     machine.kill_rauc();
-    let output = machine.ichd(&["mark-good", "--wait-s", "0"]);
-    assert_eq!(output.status.code(), Some(69), "{}", String::from_utf8_lossy(&output.stderr));
+    let (code, words) = machine.mark_good("0", &[]);
+    assert_eq!(code, 69, "{words}");
 }
 
 #[test]

@@ -348,10 +348,8 @@ impl Reader {
         let blank = image.hu.windows(2).all(|w| w[0] == w[1]);
         let (seen, whole) = (self.input.grid(), tissue::grid(image));
         let hu = preprocess::plane(image, &seen);
-        let tissue = match whole == seen {
-            true => tissue::measure(&hu, &whole, seen.field_mm, blank),
-            false => tissue::measure(&preprocess::plane(image, &whole), &whole, seen.field_mm, blank),
-        };
+        let other = (whole != seen).then(|| preprocess::plane(image, &whole));
+        let tissue = tissue::measure(other.as_ref().unwrap_or(&hu), &whole, seen.field_mm, blank);
         PlaneAndTissue { hu, tissue }
     }
 

@@ -1,9 +1,9 @@
 //! Storage commitments that were asked for, until the peer has its answer.
 
-use rusqlite::{OptionalExtension, TransactionBehavior, params};
+use rusqlite::{OptionalExtension, params};
 use serde_json::json;
 
-use super::{Ledger, LedgerError, audit, doing};
+use super::{Ledger, LedgerError, audit, doing, integer};
 use crate::clock;
 use crate::commit::Outcome;
 
@@ -39,22 +39,19 @@ impl Ledger {
     /// Writes an answer down; asked again under the same Transaction UID, the newer answer replaces the older.
     pub fn commitment_open(&self, peer: &str, outcome: &Outcome) -> Result<i64, LedgerError> {
         let text = serde_json::to_string(outcome).map_err(LedgerError::Document)?;
-        let mut connection = self.lock();
-        let tx = connection
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(doing("begin a transaction"))?;
-        tx.execute(
-            "INSERT OR REPLACE INTO commitments (peer, transaction_uid, outcome, requested_ms, attempts)
-             VALUES (?1, ?2, ?3, ?4, 0)",
-            params![peer, outcome.transaction, text, i64::try_from(clock::wall_ms()).unwrap_or(i64::MAX)],
-        )
-        .map_err(doing("record a commitment"))?;
-        let seq = tx.last_insert_rowid();
-        let body =
-            json!({"peer": peer, "committed": outcome.committed.len(), "failed": outcome.failed.len()});
-        audit::append(&tx, "storage_commitment", &body)?;
-        tx.commit().map_err(doing("commit a commitment"))?;
-        Ok(seq)
+        self.change(|tx| {
+            tx.execute(
+                "INSERT OR REPLACE INTO commitments (peer, transaction_uid, outcome, requested_ms, attempts)
+                 VALUES (?1, ?2, ?3, ?4, 0)",
+                params![peer, outcome.transaction, text, integer(clock::wall_ms())],
+            )
+            .map_err(doing("record a commitment"))?;
+            let seq = tx.last_insert_rowid();
+            let body =
+                json!({"peer": peer, "committed": outcome.committed.len(), "failed": outcome.failed.len()});
+            audit::append(tx, "storage_commitment", &body)?;
+            Ok(seq)
+        })
     }
 
     /// Answers that nobody has taken yet, oldest first.
@@ -84,19 +81,18 @@ impl Ledger {
 
     /// The peer has its answer, or nobody will ever take it; what happened stays in the audit log.
     pub fn commitment_settle(&self, seq: i64, delivered: bool) -> Result<(), LedgerError> {
-        let mut connection = self.lock();
-        let tx = connection
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(doing("begin a transaction"))?;
-        let sql = "DELETE FROM commitments WHERE seq = ?1 RETURNING peer, attempts";
-        let gone: Option<(String, u32)> = tx
-            .query_row(sql, [seq], |r| Ok((r.get(0)?, r.get(1)?)))
-            .optional()
-            .map_err(doing("settle a commitment"))?;
-        if let Some((peer, attempts)) = gone {
-            let event = if delivered { "storage_commitment_reported" } else { "storage_commitment_given_up" };
-            audit::append(&tx, event, &json!({"peer": peer, "attempts": attempts}))?;
-        }
-        tx.commit().map_err(doing("settle a commitment"))
+        self.change(|tx| {
+            let sql = "DELETE FROM commitments WHERE seq = ?1 RETURNING peer, attempts";
+            let gone: Option<(String, u32)> = tx
+                .query_row(sql, [seq], |r| Ok((r.get(0)?, r.get(1)?)))
+                .optional()
+                .map_err(doing("settle a commitment"))?;
+            if let Some((peer, attempts)) = gone {
+                let event =
+                    if delivered { "storage_commitment_reported" } else { "storage_commitment_given_up" };
+                audit::append(tx, event, &json!({"peer": peer, "attempts": attempts}))?;
+            }
+            Ok(())
+        })
     }
 }
